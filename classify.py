@@ -1,0 +1,55 @@
+"""ImageNet classification in one process.
+
+    python classify.py DIR                                       train on DIR/train/CLASS/*.jpg, test on DIR/val
+    python classify.py DIR --auto-resume --output runs/a         the same, going on where an earlier call stopped
+    python classify.py DIR --evaluate --resume model.pth.tar     the error on DIR/val
+
+The recipe of the paper is the default: resnext50_elastic, SGD 0.1 with momentum 0.9 and weight decay 1e-4, batches
+of 256 as if on 8 GPUs, 120 epochs, the learning rate divided by 10 every 30.
+"""
+
+from argparse import Namespace
+from pathlib import Path
+
+from torch.nn.functional import cross_entropy
+
+import models
+from utils.arguments import Parser, add_loop_arguments, add_recipe_arguments, add_run_arguments
+from utils.errors import exit_cleanly
+from utils.image_folder import open_folder, open_train_and_val, test_transform
+from utils.metrics import TopErrors
+from utils.run import Files
+from utils.schedules import step_decay
+from utils.task import Task, carry_out
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument('data', type=Path, metavar='DIR', help='folder with train/ and val/; to evaluate, with val/')
+    add_recipe_arguments(parser, list(models.classifiers))
+    add_loop_arguments(parser)
+    add_run_arguments(parser)
+    return parser
+
+
+def main(args: Namespace) -> None:
+    """Train, or with --evaluate only test, as the arguments say."""
+    if args.evaluate:
+        train_set, val_set = None, open_folder(args.data / 'val', test_transform(args.image_size))
+    else:
+        train_set, val_set = open_train_and_val(args.data, args.image_size)
+    task = Task(
+        name='imagenet',
+        files=Files(f'{args.arch}_checkpoint.pth.tar', 'model_best.pth.tar', metric='err1', key='best_err1'),
+        train_set=train_set,
+        val_set=val_set,
+        classes=val_set.classes,
+        loss=cross_entropy,
+        metrics=TopErrors,
+        learning_rate=lambda epoch, step: step_decay(args.lr, epoch, args.decay_epochs),
+    )
+    carry_out(task, args)
+
+
+if __name__ == '__main__':
+    exit_cleanly(lambda: main(make_parser().parse_args()))

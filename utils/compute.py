@@ -1,0 +1,63 @@
+"""Where and in which precision a net runs."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+
+DTYPES = {'off': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+class Compute:
+    """A device, the precision of its matrix products and convolutions, and the layout of its feature maps."""
+
+    def __init__(self, device: str = 'auto', amp: str = 'off', channels_last: bool = True, compile: bool = False):
+        self.device = pick_device(device)
+        if amp == 'fp16' and self.device.type == 'cpu':
+            raise UserError('--amp fp16 needs a GPU: on CPU use --amp bf16 or --amp off')
+        self.dtype = DTYPES[amp]
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.compile = compile
+
+    @property
+    def devices(self) -> int:
+        """How many devices one process uses: all visible GPUs, through DataParallel, as the reference did."""
+        return torch.cuda.device_count() if self.device.type == 'cuda' else 1
+
+    def place(self, model: nn.Module) -> nn.Module:
+        return model.to(self.device, memory_format=self.layout)
+
+    def runner(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        """How the placed model is called: over all GPUs and compiled where asked. Its state stays in `model`."""
+        runner = nn.DataParallel(model) if self.devices > 1 else model
+        return torch.compile(runner) if self.compile else runner
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Keeps small gradients above fp16's smallest number; passes everything through in other precisions."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def images(self, images: Tensor) -> Tensor:
+        """Move a batch N x 3 x H x W to the device, in its layout."""
+        return images.to(self.device, memory_format=self.layout, non_blocking=True)
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name() if self.device.type == 'cuda' else self.device.type
+        count = f'{self.devices} x ' if self.devices > 1 else ''
+        layout = 'channels-last' if self.layout is torch.channels_last else 'contiguous'
+        return f'{count}{name}, {str(self.dtype).removeprefix("torch.")}, {layout}' + ', compiled' * self.compile
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first of cuda, mps, cpu that is there; UserError for a device that is not."""
+    present = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
+    if name == 'auto':
+        name = next(kind for kind, there in present.items() if there)
+    if not present[name]:
+        raise UserError(f'--device {name}: no such device here')
+    return torch.device(name)

@@ -1,0 +1,31 @@
+"""What a net costs: parameters and multiply-accumulates, counted from outside."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, those that no forward uses included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module | Callable[[], nn.Module], size: int | tuple[int, int] = 224) -> int:
+    """Multiply-accumulates of all convolutions and linear layers for one 3 x H x W image.
+
+    `model` is a net or its builder, `size` the side or (H, W). The net runs on the meta device with stand-ins for its
+    tensors, so nothing is computed, and neither weights nor statistics change.
+    """
+    with torch.device('meta'):
+        net = model if isinstance(model, nn.Module) else model()
+        # Two images, because BatchNorm in training mode refuses a single value per channel.
+        images = torch.empty(2, 3, *((size, size) if isinstance(size, int) else size))
+    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    stand_ins = {name: torch.empty_like(tensor, device='meta') for name, tensor in tensors.items()}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        functional_call(net, stand_ins, (images,))
+    # A multiply-accumulate is two operations.
+    return counter.get_total_flops() // 2 // len(images)

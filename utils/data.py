@@ -1,0 +1,112 @@
+"""Loading: which samples when, their augmentation, and batches on the device.
+
+Augmentation is drawn from (seed, epoch, sample), so neither the number of workers nor an interruption changes it.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from utils.compute import Compute
+from utils.errors import UserError
+from utils.interrupt import ignore_in_worker
+
+# ImageNet's, of RGB in 0..1, as in torchvision's released models and the reference.
+MEAN = 0.485, 0.456, 0.406
+STD = 0.229, 0.224, 0.225
+
+
+class Seeded(Dataset):
+    """A map-style dataset asked for (epoch, index), whose random numbers depend on nothing but these and the seed."""
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        epoch, index = key
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
+            try:
+                return self.dataset[index]
+            except UserError as error:  # as a value it crosses the process boundary without a worker's traceback
+                return error
+
+
+class EpochBatches(Sampler):
+    """Batches of (epoch, index), shuffled anew from (seed, epoch), from any position inside an epoch on."""
+
+    def __init__(self, samples: int, batch_size: int, seed: int = 0, shuffle: bool = False, drop_last: bool = False):
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.shuffle, self.drop_last = shuffle, drop_last
+        self.epoch = self.start = 0
+
+    def seek(self, epoch: int, start: int = 0) -> None:
+        """Let the next iteration be that of `epoch`, without its first `start` batches."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return self.samples // self.batch_size if self.drop_last else -(-self.samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.arange(self.samples)
+        if self.shuffle:
+            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
+        for batch in range(self.start, len(self)):
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [(self.epoch, int(index)) for index in chosen]
+
+
+class DeviceLoader:
+    """Batches of a dataset of (uint8 image 3 x H x W, target) pairs, on the device, the images normalised there."""
+
+    def __init__(self, dataset: Dataset, batches: EpochBatches, compute: Compute, workers: int):
+        self.batches, self.compute = batches, compute
+        self.samples = Seeded(dataset, batches.seed)
+        workers = min(workers, available_cores())
+        self.loader = DataLoader(
+            self.samples,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=compute.device.type == 'cuda',
+            worker_init_fn=ignore_in_worker,
+            persistent_workers=workers > 0,
+        )
+        self.mean, self.std = (torch.tensor(values, device=compute.device).view(3, 1, 1) for values in (MEAN, STD))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch from the one numbered `start` on. Raises the UserError of a sample that has one."""
+        self.batches.seek(epoch, start)
+        for batch in self.loader:
+            if isinstance(batch, UserError):
+                raise batch
+            images, targets = batch
+            yield self.normalise(self.compute.images(images)), targets.to(self.compute.device, non_blocking=True)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 N x 3 x H x W to float32: to 0..1, then by ImageNet's mean and standard deviation."""
+        return images.float().div_(255).sub_(self.mean).div_(self.std)
+
+
+def collate(samples: Sequence[Any]) -> Any:
+    """Stack samples to a batch; the first error among them stands for all."""
+    return next((sample for sample in samples if isinstance(sample, UserError)), None) or default_collate(samples)
+
+
+def available_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def _mix(*numbers: int) -> int:
+    """One well-spread 64-bit seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -1,0 +1,26 @@
+"""Errors a user can mend: shown as one line, without a traceback."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can mend; its text says what is wrong and where, in one line."""
+
+
+def exit_cleanly(main: Callable[[], None]) -> None:
+    """Call `main`; a UserError ends the process with `error: ...` on stderr and exit status 1, Ctrl-C with 130."""
+    try:
+        main()
+    except UserError as error:
+        print('error:', ' '.join(str(error).split()), file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def named(names, most: int = 5) -> str:
+    """The first `most` of `names`, and how many more there are."""
+    names = list(names)
+    rest = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(map(str, names[:most])) + rest

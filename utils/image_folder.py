@@ -1,0 +1,52 @@
+"""ImageNet-like folders, FOLDER/CLASS/*.jpg, and the reference's augmentation and test crop."""
+
+from pathlib import Path
+
+from PIL import Image
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from utils.errors import UserError, named
+
+
+def train_transform(size: int) -> transforms.Compose:
+    """A random crop of 8 to 100 % of the area resized to size x size, flipped half the time; uint8 3 x size x size."""
+    return transforms.Compose(
+        [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
+    )
+
+
+def test_transform(size: int) -> transforms.Compose:
+    """The shorter side to 256/224 of `size`, then the central size x size; uint8 3 x size x size."""
+    return transforms.Compose(
+        [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size), transforms.PILToTensor()]
+    )
+
+
+def open_folder(folder: Path, transform: transforms.Compose) -> ImageFolder:
+    """The pictures of `folder`, a folder per class; UserError if it or a class of it is empty or missing."""
+    if not folder.is_dir():
+        raise UserError(f'no folder {folder}')
+    try:
+        return ImageFolder(str(folder), transform, loader=open_image)
+    except FileNotFoundError as error:
+        raise UserError(f'{folder}: {str(error).splitlines()[0]}') from error
+
+
+def open_train_and_val(folder: Path, size: int) -> tuple[ImageFolder, ImageFolder]:
+    """FOLDER/train, augmented, and FOLDER/val; UserError unless both have the same classes."""
+    train = open_folder(folder / 'train', train_transform(size))
+    val = open_folder(folder / 'val', test_transform(size))
+    if train.classes != val.classes:
+        differing = sorted(set(train.classes) ^ set(val.classes))
+        raise UserError(f'{folder}: train and val must have the same classes; only one has {named(differing)}')
+    return train, val
+
+
+def open_image(path: str) -> Image.Image:
+    """The picture as RGB; UserError that names it if it cannot be decoded to its end."""
+    try:
+        with Image.open(path) as image:
+            return image.convert('RGB')
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f'cannot read image {path}: {error}') from error

@@ -1,0 +1,120 @@
+"""From a checkpoint into a net: resume, where everything fits, and transfer, where exactly the head may differ."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.checkpoint import Checkpoint
+from utils.errors import UserError, named
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a net is for; checkpoints carry it."""
+
+    task: str  # imagenet, coco or voc
+    arch: str
+    classes: list[str]
+
+
+def head_difference(checkpoint: Checkpoint, model: nn.Module, wanted: Identity) -> str:
+    """In what the checkpoint's head differs from the one wanted, in words; empty if it can be resumed as it is.
+
+    Files of 2019 name neither task nor classes: there the shape of the head decides.
+    Raises UserError where the file is of another architecture.
+    """
+    if checkpoint.arch not in (None, wanted.arch):
+        raise UserError(f'{checkpoint.path}: a checkpoint of {checkpoint.arch}, not of --arch {wanted.arch}')
+    if checkpoint.task not in (None, wanted.task):
+        return f'its task is {checkpoint.task}, not {wanted.task}'
+    for name, value in head_state(model).items():
+        saved = checkpoint.state_dict.get(name)
+        if saved is not None and saved.shape != value.shape:
+            return f'its head has {len(saved)} classes, not {len(value)}'
+    if checkpoint.classes is not None and checkpoint.classes != wanted.classes:
+        old, new = next(pair for pair in zip(checkpoint.classes, wanted.classes, strict=True) if pair[0] != pair[1])
+        return f'its classes differ: {old} where the data has {new}'
+    return ''
+
+
+def head_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of the module that the net's class names as its head, under its full names."""
+    head = model.get_submodule(model.head)
+    return {f'{model.head}.{name}': value for name, value in head.state_dict().items()}
+
+
+def resume(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Load every tensor of the checkpoint; UserError unless every name and shape fits."""
+    _load(model, _with_counters(model, checkpoint.state_dict), checkpoint)
+
+
+def load_for_evaluation(model: nn.Module, checkpoint: Checkpoint, wanted: Identity) -> None:
+    """Load a checkpoint of this very task and head; UserError for any other."""
+    difference = head_difference(checkpoint, model, wanted)
+    if difference:
+        raise UserError(f'{checkpoint.path} cannot be evaluated here: {difference}')
+    resume(model, checkpoint)
+
+
+def transfer(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
+    """Load all but the head, which stays as initialised; the names left out. UserError if anything else differs."""
+    head = head_state(model)
+    state = {name: value for name, value in checkpoint.state_dict.items() if name not in head}
+    _load(model, _with_counters(model, state) | head, checkpoint)
+    return list(head)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    """Load the momentum by position over all parameters in order, also those that never get a gradient.
+
+    That fits the files of 2019, keyed by object ids, as well as ours, keyed by 0..n. Learning rate, momentum and
+    weight decay stay those of `optimizer`. Raises UserError where number or shapes differ.
+    """
+    saved = checkpoint.optimizer
+    if saved is None:
+        return
+    keys = [key for group in saved['param_groups'] for key in group['params']]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    if len(keys) != len(parameters):
+        raise UserError(f'{checkpoint.path}: optimizer of {len(keys)} parameters, the net has {len(parameters)}')
+    for position, (key, parameter) in enumerate(zip(keys, parameters, strict=True)):
+        _load_momentum(optimizer, parameter, saved['state'].get(key, {}), f'{checkpoint.path}: momentum {position}')
+
+
+def _load_momentum(optimizer: torch.optim.Optimizer, parameter: Tensor, saved: Mapping[str, Any], where: str) -> None:
+    momentum = saved.get('momentum_buffer')
+    if momentum is None:
+        return
+    if momentum.shape != parameter.shape:
+        raise UserError(f'{where} is {tuple(momentum.shape)}, its parameter {tuple(parameter.shape)}')
+    optimizer.state[parameter]['momentum_buffer'] = torch.empty_like(parameter).copy_(momentum)
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+    own = model.state_dict()
+    faults = {
+        'missing': [name for name in own if name not in state],
+        'unexpected': [name for name in state if name not in own],
+        'of another shape': [
+            f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        ],
+    }
+    if any(faults.values()):
+        told = '; '.join(f'{kind}: {named(names)}' for kind, names in faults.items() if names)
+        raise UserError(f'{checkpoint.path} does not fit the net: {told}')
+    model.load_state_dict(state)
+
+
+def _with_counters(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add batch norm's num_batches_tracked, which PyTorch 0.4.0 did not save, where the file has none at all."""
+    counters = {
+        f'{name}.num_batches_tracked': module.num_batches_tracked
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    }
+    return dict(state) if any(name in state for name in counters) else {**state, **counters}

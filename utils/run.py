@@ -1,0 +1,147 @@
+"""A training run: its folder, how far it is, its checkpoints and its log."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from utils import checkpoint, output
+from utils.checkpoint import Checkpoint
+from utils.errors import UserError
+from utils.finite import FiniteLoss, check_weights
+from utils.interrupt import Stopped, StopRequest
+from utils.learner import Learner
+from utils.metrics import Metrics
+from utils.reporting import Log, Reporter
+from utils.restore import Identity, head_difference, load_optimizer, resume, transfer
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a run calls its checkpoints, and by which validated quantity (in %, lower is better) it keeps the best."""
+
+    last: str
+    best: str
+    metric: str
+    key: str  # of the best value so far, inside a checkpoint
+
+
+class Run:
+    """Where training is and how it is kept: `epoch` epochs done, and `step` micro-batches of the next."""
+
+    def __init__(
+        self,
+        folder: Path,
+        files: Files,
+        identity: Identity,
+        learner: Learner,
+        plan: dict[str, int],  # what makes an epoch: a position inside one means nothing under another plan
+        save_steps: int,
+        reporter: Reporter,
+        stop: StopRequest,
+    ):
+        self.folder, self.files, self.identity, self.learner = folder, files, identity, learner
+        self.plan, self.save_steps, self.reporter, self.stop = plan, save_steps, reporter, stop
+        self.lock = output.lock(folder)
+        self.log = Log(folder)
+        self.finite = FiniteLoss(learner.compute.device)
+        self.epoch = self.step = self.seed = 0
+        self.best = 100.0
+        self.metrics: Metrics | None = None  # of the epoch under way
+        self.metrics_state: dict[str, Any] | None = None  # of a resumed epoch, until they exist
+        self.newest: Path | None = None  # checkpoint to go back to
+
+    def begin(self, found: Checkpoint | None, seed: int | None, start_epoch: int) -> None:
+        """Start afresh, resume `found` or transfer it; UserError for a checkpoint that fits neither way."""
+        if found and not head_difference(found, self.learner.model, self.identity):
+            self._resume(found, seed)
+            return
+        output.refuse_overwriting(self.folder / self.files.last, self.folder / self.files.best)
+        self.seed, self.epoch = seed or 0, start_epoch
+        if found:
+            fresh = transfer(self.learner.model, found)
+            self.reporter.say(f'=> transferred {found.path}; left out, as initialised: {", ".join(fresh)}')
+
+    def resumed_metrics(self, metrics: Metrics) -> Metrics:
+        """Let an epoch's new metrics go on from where the resumed ones stopped."""
+        if self.metrics_state is not None:
+            metrics.load_state_dict(self.metrics_state)
+        self.metrics, self.metrics_state = metrics, None
+        return metrics
+
+    def check_finite(self) -> None:
+        """UserError if a loss was not finite; waits for the device."""
+        self.finite.check(f'last checkpoint: {self.newest}; a smaller --lr or another --amp may help')
+
+    def reached(self, step: int) -> None:
+        """After an update and at an epoch's end: raise Stopped if told to stop, save if it is time."""
+        self.step = step
+        self.stop.check()
+        if self.save_steps and step % (self.save_steps * self.learner.accumulate) == 0:
+            self.save(self.files.last)
+
+    @contextmanager
+    def saved_when_stopped(self) -> Iterator[None]:
+        """Save, and say how to go on, when Stopped ends what is done within."""
+        try:
+            yield
+        except Stopped as stopped:
+            self.save(self.files.last)
+            name = signal.Signals(stopped.code - 128).name
+            where = f'epoch {self.epoch}, step {self.step}'
+            self.reporter.say(f'=> {name}: saved at {where}; --resume {self.newest} goes on')
+            raise
+
+    def finish_epoch(self, train: dict[str, float], val: dict[str, float]) -> None:
+        """Log the epoch and save it, also as the best if it is."""
+        value = val[self.files.metric]
+        is_best, self.best = value <= self.best, min(value, self.best)
+        learning_rate = self.learner.optimizer.param_groups[0]['lr']
+        self.log.epoch(epoch=self.epoch, lr=learning_rate, train=train, val=val, **{self.files.key: self.best})
+        self.epoch, self.step, self.metrics = self.epoch + 1, 0, None
+        self.save(self.files.last, *[self.files.best] * is_best)
+
+    def save(self, *names: str) -> None:
+        """Write the state to files of these names; UserError, and nothing written, if it is not finite."""
+        self.check_finite()
+        check_weights(self.learner.model)
+        content = {
+            'epoch': self.epoch,
+            **asdict(self.identity),
+            'state_dict': checkpoint.state_dict(self.learner.model),
+            'optimizer': self.learner.optimizer.state_dict(),
+            'scaler': self.learner.scaler.state_dict(),
+            'seed': self.seed,
+            'position': self._position(),
+            self.files.key: self.best,
+        }
+        for name in names:
+            checkpoint.write(self.folder / name, content)
+        self.newest = self.folder / names[0]
+
+    def _position(self) -> dict[str, Any] | None:
+        if self.step == 0 or self.metrics is None:
+            return None
+        return {'step': self.step, 'plan': self.plan, 'metrics': self.metrics.state_dict()}
+
+    def _resume(self, found: Checkpoint, seed: int | None) -> None:
+        if seed is not None and found.seed not in (None, seed):
+            raise UserError(f'{found.path} was trained with --seed {found.seed}, not {seed}: leave --seed out')
+        self._take_position(found)
+        resume(self.learner.model, found)
+        load_optimizer(self.learner.optimizer, found)
+        if found.scaler and self.learner.scaler.is_enabled():
+            self.learner.scaler.load_state_dict(found.scaler)
+        self.seed = (seed or 0) if found.seed is None else found.seed
+        self.epoch, self.best, self.newest = found.epoch, found.best.get(self.files.key, self.best), found.path
+        self.reporter.say(f'=> resumed {found.path}: {self.epoch} epochs and {self.step} steps done')
+
+    def _take_position(self, found: Checkpoint) -> None:
+        if found.position is None:
+            return
+        if found.position['plan'] != self.plan:
+            old, new = (', '.join(f'{k} {v}' for k, v in p.items()) for p in (found.position['plan'], self.plan))
+            raise UserError(f'{found.path} was saved inside an epoch of {old}; it cannot go on with {new}')
+        self.step, self.metrics_state = found.position['step'], found.position['metrics']
