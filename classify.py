@@ -14,9 +14,9 @@ from pathlib import Path
 from torch.nn.functional import cross_entropy
 
 import models
-from utils.arguments import Parser, add_loop_arguments, add_recipe_arguments, add_run_arguments
+from utils.arguments import Parser, add_loop_arguments, add_recipe_arguments, add_run_arguments, positive
 from utils.errors import exit_cleanly
-from utils.image_folder import open_folder, open_train_and_val, test_transform
+from utils.image_folder import central_crop, open_folder, open_train_and_val
 from utils.metrics import TopErrors
 from utils.run import Files
 from utils.schedules import step_decay
@@ -27,6 +27,7 @@ def make_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument('data', type=Path, metavar='DIR', help='folder with train/ and val/; to evaluate, with val/')
     add_recipe_arguments(parser, list(models.classifiers))
+    parser.add_argument('--decay-epochs', type=positive, default=30, metavar='N', help='lr is divided by 10 so often')
     add_loop_arguments(parser)
     add_run_arguments(parser)
     return parser
@@ -35,7 +36,7 @@ def make_parser() -> Parser:
 def main(args: Namespace) -> None:
     """Train, or with --evaluate only test, as the arguments say."""
     if args.evaluate:
-        train_set, val_set = None, open_folder(args.data / 'val', test_transform(args.image_size))
+        train_set, val_set = None, open_folder(args.data / 'val', central_crop(args.image_size))
     else:
         train_set, val_set = open_train_and_val(args.data, args.image_size)
     task = Task(

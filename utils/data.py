@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from utils.compute import Compute
 from utils.errors import UserError
-from utils.interrupt import ignore_in_worker
+from utils.interrupt import obey_parent_only
 
 # ImageNet's, of RGB in 0..1, as in torchvision's released models and the reference.
 MEAN = 0.485, 0.456, 0.406
@@ -75,7 +75,7 @@ class DeviceLoader:
             num_workers=workers,
             collate_fn=collate,
             pin_memory=compute.device.type == 'cuda',
-            worker_init_fn=ignore_in_worker,
+            worker_init_fn=obey_parent_only,
             persistent_workers=workers > 0,
         )
         self.mean, self.std = (torch.tensor(values, device=compute.device).view(3, 1, 1) for values in (MEAN, STD))

@@ -9,14 +9,14 @@ from torchvision.datasets import ImageFolder
 from utils.errors import UserError, named
 
 
-def train_transform(size: int) -> transforms.Compose:
+def random_crop(size: int) -> transforms.Compose:
     """A random crop of 8 to 100 % of the area resized to size x size, flipped half the time; uint8 3 x size x size."""
     return transforms.Compose(
         [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
     )
 
 
-def test_transform(size: int) -> transforms.Compose:
+def central_crop(size: int) -> transforms.Compose:
     """The shorter side to 256/224 of `size`, then the central size x size; uint8 3 x size x size."""
     return transforms.Compose(
         [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size), transforms.PILToTensor()]
@@ -35,8 +35,8 @@ def open_folder(folder: Path, transform: transforms.Compose) -> ImageFolder:
 
 def open_train_and_val(folder: Path, size: int) -> tuple[ImageFolder, ImageFolder]:
     """FOLDER/train, augmented, and FOLDER/val; UserError unless both have the same classes."""
-    train = open_folder(folder / 'train', train_transform(size))
-    val = open_folder(folder / 'val', test_transform(size))
+    train = open_folder(folder / 'train', random_crop(size))
+    val = open_folder(folder / 'val', central_crop(size))
     if train.classes != val.classes:
         differing = sorted(set(train.classes) ^ set(val.classes))
         raise UserError(f'{folder}: train and val must have the same classes; only one has {named(differing)}')

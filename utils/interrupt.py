@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import FrameType
 
 
@@ -37,7 +38,18 @@ class StopRequest:
         self.received = number
 
 
-def ignore_in_worker(_: int) -> None:
-    """For a DataLoader's workers: a signal to the whole process group must not take them from a run about to save."""
-    for number in StopRequest.signals:
-        signal.signal(number, signal.SIG_IGN)
+def obey_parent_only(_: int) -> None:
+    """For a DataLoader's workers: a signal meant for all processes must not take them from a run about to save.
+
+    SIGTERM from the parent, which ends its workers with it, still counts. (macOS cannot tell who sent a signal.)
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_await_parents_sigterm, daemon=True).start()
+
+
+def _await_parents_sigterm() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -4,13 +4,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from utils.errors import UserError
 from utils.meters import Clock
+from utils.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,10 +33,10 @@ class Reporter:
         on_terminal = sys.stdout.isatty() and sys.stderr.isatty()
         return tqdm(batches, label, total, initial=start, leave=False, disable=not on_terminal)
 
-    def train_line(self, epoch: int, step: int, steps: int, clock: Clock, metrics: Any) -> None:
+    def train_line(self, epoch: int, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
         self.say(f'Epoch: [{epoch}][{step}/{steps}]\t{_times(clock)}\tData {_pair(clock.data)}\t{metrics.progress()}')
 
-    def test_line(self, step: int, steps: int, clock: Clock, metrics: Any) -> None:
+    def test_line(self, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
         self.say(f'Test: [{step}/{steps}]\t{_times(clock)}\t{metrics.progress()}')
 
 
@@ -44,42 +48,48 @@ class Log:
 
     def start(self, arguments: dict[str, Any], **facts: Any) -> None:
         """Note a (re)start: arguments, git commit, torch version and what else tells runs apart."""
-        self._append({'args': arguments, 'git': git_commit(), 'torch': torch.__version__, **facts})
+        self.note(args=arguments, git=git_commit(), torch=torch.__version__, **facts)
 
-    def epoch(self, **record: Any) -> None:
-        """Note an epoch and draw the curves anew."""
-        self._append(record)
-        draw_curves(self.epochs(), self.picture)
+    def note(self, **record: Any) -> None:
+        """Append a line; UserError if the disk is full."""
+        try:
+            with open(self.path, 'a+b') as file:
+                file.seek(max(file.tell() - 1, 0))
+                cut_off = file.read(1) not in (b'', b'\n')  # by a kill: that line stays apart from this one
+                file.write(b'\n' * cut_off + json.dumps(record, default=str).encode() + b'\n')
+        except OSError as error:
+            raise UserError(f'cannot write {self.path}: {error.strerror}') from error
 
     def epochs(self) -> list[dict[str, Any]]:
         """One record per epoch in order; of an epoch run twice, after an interruption, the later."""
-        records = map(json.loads, filter(None, self.path.read_text().split('\n')))
-        return list({record['epoch']: record for record in records if 'epoch' in record}.values())
+        epochs = {}
+        for line in self.path.read_text().splitlines():
+            with suppress(json.JSONDecodeError):
+                record = json.loads(line)
+                epochs[record.get('epoch')] = record
+        epochs.pop(None, None)
+        return list(epochs.values())
 
-    def _append(self, record: dict[str, Any]) -> None:
-        with open(self.path, 'a') as file:
-            file.write(json.dumps(record, default=str) + '\n')
+    def draw(self) -> None:
+        """Draw the curves of all epochs noted so far."""
+        draw_curves(self.epochs(), self.picture)
 
 
-def draw_curves(epochs: list[dict[str, Any]], picture: Path) -> None:
-    """One panel per measured quantity: training and validation over the epochs."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-
-    quantities = list(epochs[0]['train'])
-    figure, panels = pyplot.subplots(1, len(quantities), figsize=(4 * len(quantities), 3), squeeze=False)
-    for panel, quantity in zip(panels[0], quantities, strict=True):
+def draw_curves(epochs: list[dict[str, Any]], picture: Path, columns: int = 4) -> None:
+    """One panel per number that both parts report: training and validation over the epochs."""
+    quantities = [name for name, value in epochs[-1]['train'].items() if isinstance(value, float)]
+    rows = -(-len(quantities) // columns)
+    columns = min(columns, len(quantities))
+    figure = Figure(figsize=(4 * columns, 3 * rows), layout='tight')
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for panel, quantity in zip(panels, quantities, strict=False):
         for part in ('train', 'val'):
             points = [(record['epoch'] + 1, record[part][quantity]) for record in epochs if part in record]
             panel.plot(*zip(*points, strict=True), marker='.', label=part)
         panel.set(title=quantity, xlabel='epochs done', ylim=(0, None))
         panel.grid(alpha=0.3)
-    panels[0][0].legend()
-    figure.tight_layout()
+    panels[0].legend()
     figure.savefig(picture, dpi=100)
-    pyplot.close(figure)
 
 
 def git_commit() -> str | None:

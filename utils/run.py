@@ -99,9 +99,10 @@ class Run:
         value = val[self.files.metric]
         is_best, self.best = value <= self.best, min(value, self.best)
         learning_rate = self.learner.optimizer.param_groups[0]['lr']
-        self.log.epoch(epoch=self.epoch, lr=learning_rate, train=train, val=val, **{self.files.key: self.best})
+        self.log.note(epoch=self.epoch, lr=learning_rate, train=train, val=val, **{self.files.key: self.best})
         self.epoch, self.step, self.metrics = self.epoch + 1, 0, None
         self.save(self.files.last, *[self.files.best] * is_best)
+        self.log.draw()
 
     def save(self, *names: str) -> None:
         """Write the state to files of these names; UserError, and nothing written, if it is not finite."""

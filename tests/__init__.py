@@ -1,0 +1,1 @@
+"""Tests; the parts they share are in reference.py."""

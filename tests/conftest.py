@@ -1,0 +1,91 @@
+"""Fixtures of the tests of the scripts: a small folder of pictures, a small net, a way to call a script."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+import models
+from models.elastic import SplitBottleneck
+from utils.errors import exit_cleanly
+
+
+class TinyNet(nn.Module):
+    """A stem, one elastic block, average pool and fc: trains in milliseconds, with batch norms and a head."""
+
+    head = 'fc'
+
+    def __init__(self, num_classes: int = 1000):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, 4, 1, bias=False)
+        self.block = SplitBottleneck(8, 8, 16, 4, elastic=True)
+        self.bn3 = nn.BatchNorm2d(16)
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x 3 x H x W -> N x num_classes."""
+        return self.fc(F.relu(self.bn3(self.block.merged(self.conv1(x)))).mean((2, 3)))
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """TinyNet under the name `tiny` in the registry."""
+    monkeypatch.setitem(models.classifiers, 'tiny', TinyNet)
+    return 'tiny'
+
+
+def write_folder(folder, classes=('ant', 'bee', 'cat', 'dog', 'eel', 'fox'), train=6, val=3):
+    """FOLDER/{train,val}/CLASS/N.png, noise about a brightness of the class's own."""
+    random = np.random.RandomState(0)
+    for part, count in (('train', train), ('val', val)):
+        for label, name in enumerate(classes):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = random.rand(40, 48, 3) * 80 + label * 30
+                Image.fromarray(pixels.astype('uint8')).save(folder / part / name / f'{number}.png')
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """36 training and 18 validation pictures of six classes."""
+    return write_folder(tmp_path / 'pictures')
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small nets are quicker on one thread, and tests that run side by side do not disturb each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Script:
+    """A script called in this process with arguments that every call shares."""
+
+    def __init__(self, script, folder, arguments=''):
+        self.script, self.shared = script, [str(folder), *arguments.split()]
+
+    def __call__(self, *arguments) -> None:
+        self.script.main(self.script.make_parser().parse_args([*self.shared, *map(str, arguments)]))
+
+    def error(self, capsys, *arguments) -> str:
+        """The single line on stderr with which a call ends."""
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            exit_cleanly(lambda: self(*arguments))
+        assert end.value.code not in (0, None)
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        return lines[0]
+
+
+@pytest.fixture
+def classify(folder, tiny):
+    """classify.py on the folder with TinyNet: batches of 2 x 4, two epochs."""
+    import classify
+
+    return Script(classify, folder, '-a tiny -b 8 -g 2 --epochs 2 --lr 0.05 --image-size 32 -j 0 -p 3 --device cpu')

@@ -1,0 +1,347 @@
+"""classify.py end to end on a small folder: printed lines, files, exact resume, errors of a user."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import classify as script
+from tests.conftest import Script, write_folder
+from utils import checkpoint, image_folder, output
+from utils.interrupt import Stopped
+from utils.run import Run
+
+ROOT = Path(__file__).parent.parent
+LAST = 'tiny_checkpoint.pth.tar'
+PAIR = r'\d+\.\d{3} \(\d+\.\d{3}\)'
+MEASURED = rf'Loss \d+\.\d{{4}} \(\d+\.\d{{4}}\)\tErr@1 {PAIR}\tErr@5 {PAIR}'
+
+
+def content(folder, name=LAST):
+    """The tensors of a checkpoint, weights and momentum, by name."""
+    found = checkpoint.read(folder / name)
+    momentum = {f'momentum {key}': value['momentum_buffer'] for key, value in found.optimizer['state'].items()}
+    return {**found.state_dict, **momentum}
+
+
+def assert_same(left, right):
+    """Bit for bit the same tensors."""
+    assert left.keys() == right.keys()
+    assert not [name for name in left if not torch.equal(left[name], right[name])]
+
+
+def epochs(folder):
+    return [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
+
+
+def test_printed_lines_have_the_form_of_the_reference(classify, tmp_path, capsys):
+    classify('--output', tmp_path / 'run')
+    lines = capsys.readouterr().out.splitlines()
+    train = [re.fullmatch(rf'Epoch: \[(\d)\]\[(\d+)/(\d+)\]\tTime {PAIR}\tData {PAIR}\t{MEASURED}', x) for x in lines]
+    assert [m.groups() for m in train if m] == [(e, i, '9') for e in '01' for i in '036']
+    test = [re.fullmatch(rf'Test: \[(\d+)/(\d+)\]\tTime {PAIR}\t{MEASURED}', line) for line in lines]
+    assert [m.groups() for m in test if m] == 2 * [('0', '5'), ('3', '5')]
+    ends = [line for line in lines if re.fullmatch(r' \* Err@1 \d+\.\d{3} Err@5 \d+\.\d{3}', line)]
+    assert len(ends) == 2
+    assert len(lines) == 1 + 6 + 4 + 2
+
+
+def test_evaluation_prints_what_training_printed(classify, tmp_path, capsys):
+    classify('--output', tmp_path)
+    trained = capsys.readouterr().out.splitlines()[-1]
+    classify('--evaluate', '--resume', tmp_path / LAST, '-b', 18)
+    assert capsys.readouterr().out.splitlines()[-1] == trained
+
+
+def test_evaluation_needs_val_only_and_writes_nothing(classify, folder, tmp_path, monkeypatch):
+    classify('--output', tmp_path / 'run')
+    (folder / 'train').rename(folder / 'hidden')
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    classify('--evaluate', '--resume', tmp_path / 'run' / LAST)
+    assert not list((tmp_path / 'elsewhere').iterdir())
+
+
+def test_checkpoint_has_the_keys_of_the_reference_and_ours(classify, tmp_path):
+    classify('--output', tmp_path)
+    saved = torch.load(tmp_path / LAST, weights_only=True)
+    assert (saved['epoch'], saved['arch'], saved['task'], saved['seed']) == (2, 'tiny', 'imagenet', 0)
+    assert saved['classes'] == ['ant', 'bee', 'cat', 'dog', 'eel', 'fox']
+    assert all(name.startswith('module.') for name in saved['state_dict'])
+    assert saved['best_err1'] == min(record['val']['err1'] for record in epochs(tmp_path)[1:])
+    assert saved['position'] is None
+
+
+def test_best_epoch_is_kept(classify, tmp_path):
+    classify('--output', tmp_path, '--epochs', 4, '--lr', 0.5)
+    errors = [record['val']['err1'] for record in epochs(tmp_path)[1:]]
+    best = max(n for n, error in enumerate(errors) if error == min(errors))
+    assert torch.load(tmp_path / 'model_best.pth.tar', weights_only=True)['epoch'] == best + 1
+
+
+def test_log_has_arguments_first_then_a_line_per_epoch(classify, tmp_path):
+    classify('--output', tmp_path)
+    start, *rest = epochs(tmp_path)
+    assert start['args']['lr'] == 0.05
+    assert {'git', 'torch', 'device'} <= start.keys()
+    assert [record['epoch'] for record in rest] == [0, 1]
+    assert all(set(record[part]) == {'loss', 'err1', 'err5'} for record in rest for part in ('train', 'val'))
+    with Image.open(tmp_path / 'curves.png') as picture:
+        assert min(picture.size) > 100
+
+
+def test_learning_rate_falls_as_asked(classify, tmp_path):
+    classify('--output', tmp_path, '--epochs', 3, '--decay-epochs', 2)
+    assert [record['lr'] for record in epochs(tmp_path)[1:]] == pytest.approx([0.05, 0.05, 0.005])
+
+
+def test_few_classes_have_no_top_five_error(tmp_path, tiny, capsys):
+    folder = write_folder(tmp_path / 'two', classes=('yes', 'no'), train=8)
+    Script(script, folder, '-a tiny -b 8 -g 2 --epochs 1 --image-size 32 -j 0 --device cpu')('--output', tmp_path)
+    assert capsys.readouterr().out.splitlines()[-1].endswith('Err@5 0.000')
+
+
+# Stopping and resuming
+
+
+def stop_at(monkeypatch, call, number=signal.SIGTERM):
+    """Send this process a signal while the picture counted `call` is loaded, here or in the first worker."""
+    trainer, calls, load = os.getpid(), [0], image_folder.open_image
+
+    def counting(path):
+        worker = torch.utils.data.get_worker_info()
+        calls[0] += worker is None or worker.id == 0
+        if calls[0] == call:
+            os.kill(trainer, number)
+            calls[0] += 1
+        return load(path)
+
+    monkeypatch.setattr('utils.image_folder.open_image', counting)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('call', [3, 17, 47, 60])  # in the first batches, inside, while validating, in epoch 1
+def test_stopped_and_resumed_run_is_bit_identical(classify, tmp_path, monkeypatch, workers, call, capsys):
+    classify('--output', tmp_path / 'whole', '-j', workers)
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
+        stop_at(patch, call if workers == 0 else max(1, call // 2))
+        classify('--output', tmp_path / 'parts', '-j', workers)
+    assert stopped.value.code == 143
+    assert re.search(r'=> SIGTERM: saved at epoch \d, step \d', capsys.readouterr().out)
+    classify('--output', tmp_path / 'parts', '-j', workers, '--auto-resume')
+    assert_same(content(tmp_path / 'parts'), content(tmp_path / 'whole'))
+    whole, parts = (epochs(tmp_path / name)[1:] for name in ('whole', 'parts'))
+    assert [record for record in parts if 'epoch' in record] == whole
+
+
+def test_ctrl_c_saves_and_exits_130(classify, tmp_path, monkeypatch):
+    stop_at(monkeypatch, 10, signal.SIGINT)
+    with pytest.raises(Stopped) as stopped:
+        classify('--output', tmp_path)
+    assert stopped.value.code == 130
+    assert checkpoint.read(tmp_path / LAST).position['step'] % 2 == 0
+
+
+def test_workers_change_nothing(classify, tmp_path):
+    for workers in 0, 2:
+        classify('--output', tmp_path / str(workers), '-j', workers)
+    assert_same(content(tmp_path / '0'), content(tmp_path / '2'))
+
+
+def test_save_steps_saves_inside_an_epoch_and_resumes_exactly(classify, tmp_path, monkeypatch):
+    classify('--output', tmp_path / 'whole')
+    saved, save = [], Run.save
+
+    def recording(run, *names):
+        saved.append((run.epoch, run.step))
+        if run.step == 6:
+            raise KeyboardInterrupt  # killed before it could save again
+        save(run, *names)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, 'save', recording)
+        classify('--output', tmp_path / 'parts', '--save-steps', 1)
+    assert saved == [(0, 2), (0, 4), (0, 6)]
+    classify('--resume', tmp_path / 'parts' / LAST, '--output', tmp_path / 'parts')
+    assert_same(content(tmp_path / 'parts'), content(tmp_path / 'whole'))
+
+
+def test_epochs_run_in_two_calls_equal_one_call(classify, tmp_path):
+    classify('--output', tmp_path / 'whole')
+    classify('--output', tmp_path / 'parts', '--epochs', 1)
+    classify('--output', tmp_path / 'parts', '--resume', tmp_path / 'parts' / LAST)
+    assert_same(content(tmp_path / 'parts'), content(tmp_path / 'whole'))
+
+
+def test_seed_decides(classify, tmp_path):
+    for name, seed in ('a', 3), ('b', 3), ('c', 4):
+        classify('--output', tmp_path / name, '--seed', seed, '--epochs', 1)
+    assert_same(content(tmp_path / 'a'), content(tmp_path / 'b'))
+    with pytest.raises(AssertionError):
+        assert_same(content(tmp_path / 'a'), content(tmp_path / 'c'))
+
+
+def test_another_head_is_transferred_when_training(classify, tmp_path, tiny, capsys):
+    classify('--output', tmp_path / 'six')
+    folder = write_folder(tmp_path / 'three', classes=('gnu', 'hen', 'ibis'))
+    other = Script(script, folder, '-a tiny -b 8 -g 2 --epochs 0 --image-size 32 -j 0 --device cpu')
+    other('--output', tmp_path / 'new', '--resume', tmp_path / 'six' / LAST)
+    assert 'left out, as initialised: fc.weight, fc.bias' in capsys.readouterr().out
+
+
+def test_nothing_is_left_to_do_after_the_last_epoch(classify, tmp_path):
+    classify('--output', tmp_path)
+    before = (tmp_path / LAST).read_bytes()
+    classify('--output', tmp_path, '--auto-resume')
+    assert (tmp_path / LAST).read_bytes() == before
+
+
+# Errors of a user: one line each, and a status that is not 0
+
+
+def test_missing_folder(classify, tmp_path, capsys):
+    assert str(tmp_path / 'no' / 'train') in Script(script, tmp_path / 'no', '-a tiny').error(capsys)
+
+
+def test_class_without_an_image(classify, folder, capsys):
+    (folder / 'val' / 'bee').rename(folder / 'bee')
+    (folder / 'val' / 'bee').mkdir()
+    assert 'bee' in classify.error(capsys)
+
+
+def test_class_in_one_part_only(classify, folder, capsys):
+    (folder / 'val' / 'bee').rename(folder / 'val' / 'wasp')
+    assert 'train and val must have the same classes; only one has bee, wasp' in classify.error(capsys)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('damage', ['cut', 'text', 'empty'])
+def test_unreadable_image_is_named(classify, folder, tmp_path, capsys, workers, damage):
+    picture = folder / 'train' / 'cat' / '2.png'
+    whole = picture.read_bytes()
+    picture.write_bytes({'cut': whole[: len(whole) // 2], 'text': b'not a picture', 'empty': b''}[damage])
+    assert f'cannot read image {picture}' in classify.error(capsys, '--output', tmp_path, '-j', workers)
+    assert not (tmp_path / LAST).exists()
+
+
+def test_checkpoint_of_another_architecture(classify, tmp_path, capsys):
+    classify('--output', tmp_path)
+    error = classify.error(capsys, '-a', 'dla60x', '--evaluate', '--resume', tmp_path / LAST)
+    assert error == f'error: {tmp_path / LAST}: a checkpoint of tiny, not of --arch dla60x'
+
+
+def test_evaluating_another_head(classify, folder, tmp_path, capsys):
+    classify('--output', tmp_path)
+    (folder / 'val' / 'ant').rename(folder / 'val' / 'ape')
+    error = classify.error(capsys, '--evaluate', '--resume', tmp_path / LAST)
+    assert 'cannot be evaluated here: its classes differ: ant where the data has ape' in error
+
+
+def test_evaluating_without_a_checkpoint(classify, capsys):
+    assert '--evaluate needs --resume' in classify.error(capsys, '--evaluate')
+
+
+def test_checkpoint_that_is_not_there(classify, tmp_path, capsys):
+    assert f'no checkpoint at {tmp_path / "x"}' in classify.error(capsys, '--resume', tmp_path / 'x')
+
+
+def test_refused_pickle(classify, tmp_path, capsys):
+    torch.save({'state_dict': {}, 'path': ROOT}, tmp_path / 'x')
+    assert 'refused, its pickle names pathlib' in classify.error(capsys, '--resume', tmp_path / 'x')
+
+
+def test_fp16_on_cpu(classify, capsys):
+    assert '--amp fp16 needs a GPU' in classify.error(capsys, '--amp', 'fp16')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='here is a GPU')
+def test_device_that_is_not_here(classify, capsys):
+    assert '--device cuda' in classify.error(capsys, '--device', 'cuda')
+
+
+def test_loss_that_is_not_finite(classify, tmp_path, capsys):
+    classify('--output', tmp_path, '--epochs', 1)
+    before = (tmp_path / LAST).read_bytes()
+    error = classify.error(capsys, '--output', tmp_path, '--auto-resume', '--lr', 1e30, '-p', 100)
+    assert re.search(rf'not finite at epoch 1, step [2-4]; last checkpoint: {tmp_path / LAST}', error)
+    assert (tmp_path / LAST).read_bytes() == before
+
+
+def test_weights_that_are_not_finite_are_not_saved(classify, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Run, 'check_finite', lambda run: None)
+    assert 'is not finite: not saved' in classify.error(capsys, '--output', tmp_path, '--lr', 1e30)
+    assert not (tmp_path / LAST).exists()
+
+
+def test_full_disk(classify, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', full)
+    error = classify.error(capsys, '--output', tmp_path)
+    assert f'cannot write {tmp_path / LAST}' in error
+    assert 'No space left on device' in error
+    assert not list(tmp_path.glob('*.tar*'))
+
+
+def test_batches_that_cannot_be_cut(classify, capsys):
+    assert '--batch-size 9 cannot be cut into 2 equal micro-batches' in classify.error(capsys, '-b', 9)
+
+
+def test_fewer_samples_than_a_batch(classify, capsys):
+    assert '36 training samples are fewer than one batch' in classify.error(capsys, '-b', 40)
+
+
+def test_output_in_use(classify, tmp_path, capsys):
+    lock = """
+import sys; from pathlib import Path; from utils import output
+lock = output.lock(Path(sys.argv[1])); print('locked', flush=True); sys.stdin.read()
+"""
+    other = subprocess.Popen([sys.executable, '-c', lock, tmp_path], cwd=ROOT, stdin=-1, stdout=-1, text=True)
+    with other:
+        assert other.stdout.readline() == 'locked\n'
+        assert f'{tmp_path} is in use by another run' in classify.error(capsys, '--output', tmp_path)
+        other.kill()
+    output.lock(tmp_path).close()
+
+
+def test_checkpoint_of_another_run_is_not_overwritten(classify, tmp_path, capsys):
+    classify('--output', tmp_path)
+    before = (tmp_path / LAST).read_bytes()
+    assert f'{tmp_path / LAST} is of another run' in classify.error(capsys, '--output', tmp_path)
+    assert (tmp_path / LAST).read_bytes() == before
+
+
+def test_another_seed_on_resume(classify, tmp_path, capsys):
+    classify('--output', tmp_path, '--seed', 1, '--epochs', 1)
+    error = classify.error(capsys, '--output', tmp_path, '--auto-resume', '--seed', 2)
+    assert 'was trained with --seed 1, not 2' in error
+
+
+def test_other_batches_inside_an_epoch(classify, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(patch, 10)
+        classify('--output', tmp_path)
+    error = classify.error(capsys, '--output', tmp_path, '--auto-resume', '-b', 4)
+    assert 'was saved inside an epoch of samples 36, micro-batch 4, accumulate 2' in error
+
+
+@pytest.mark.parametrize(
+    'arguments, told',
+    [
+        (['-a', 'resnet'], 'invalid choice'),
+        (['-b', '0'], 'invalid positive value'),
+        (['--lr', 'nan'], 'invalid nonnegative value'),
+        (['--amp', 'fp8'], 'invalid choice'),
+        (['--colour'], 'unrecognized arguments: --colour'),
+    ],
+)
+def test_wrong_arguments(classify, capsys, arguments, told):
+    assert told in classify.error(capsys, *arguments)
