@@ -1,0 +1,100 @@
+"""The Elastic operation (Wang et al. 2019, section 3), shared by all backbones.
+
+A block of a backbone is split into two halves, each with half the width and half the groups. Where the block is
+elastic one half works at half the resolution, and the two are summed:
+
+    hi(x) + up(lo(down(x)))
+
+Which scale matters is learned, block by block, at no extra parameter and with fewer multiply-accumulates.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def down(x: Tensor) -> Tensor:
+    """Halves the resolution by averaging 2x2 pixels: N x C x H x W -> N x C x ceil(H/2) x ceil(W/2).
+
+    At an odd border the window averages the pixels that exist, which is the same as replicating the last row or
+    column first, without the copy.
+    """
+    return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+
+
+def up(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Doubles the resolution bilinearly and crops to `size`: N x C x h x w -> N x C x H x W, h = ceil(H/2)."""
+    x = F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False)
+    return x if x.shape[-2:] == size else x[..., :size[0], :size[1]]
+
+
+class Split(nn.Module):
+    """A sum of branches: whole, in two halves, or in two halves at two scales.
+
+        merged(x) = hi(x) + up(lo(down(x)))   split and elastic
+                    hi(x) + lo(x)             split; the same as one branch of the full width
+                    hi(x)                     not split
+
+    Subclasses define `hi` and, where they split, `lo`, which keep the size of an elastic block's input.
+    """
+
+    def __init__(self, split: bool, elastic: bool):
+        super().__init__()
+        if elastic and not split:
+            raise ValueError('an elastic block needs two halves')
+        self.split = split
+        self.elastic = elastic
+
+    def hi(self, x: Tensor) -> Tensor:
+        """The branch at full resolution."""
+        raise NotImplementedError
+
+    def lo(self, x: Tensor) -> Tensor:
+        """The other half, at half the resolution where the block is elastic."""
+        raise NotImplementedError
+
+    def merged(self, x: Tensor) -> Tensor:
+        """The sum: N x in_planes x H x W -> N x out_planes x H/stride x W/stride, not yet normalised."""
+        if self.elastic:
+            # In place: 4 (bf16) to 9 % (float32) less time for ResNeXt-50 + Elastic on a CPU. Into the upsampled map,
+            # because hooks may keep what conv3 and conv3_d return.
+            return up(self.lo(down(x)), x.shape[-2:]).add_(self.hi(x))
+        return self.hi(x) + self.lo(x) if self.split else self.hi(x)
+
+
+class SplitBottleneck(Split):
+    """Branches conv 1x1, BN, ReLU, conv 3x3 (grouped), BN, ReLU, conv 1x1, as ResNeXt and DLA have them.
+
+    `width` and `groups` are those of both halves together. What follows the sum (bn3, shortcut) is the backbone's.
+    The attribute names, and that the low half (_d) is registered first, are those of the released weights.
+    """
+
+    def __init__(self, in_planes: int, width: int, out_planes: int, groups: int, stride: int = 1, *,
+                 dilation: int = 1, split: bool = True, elastic: bool = False):
+        super().__init__(split, elastic)
+        if split:
+            width, groups = width // 2, groups // 2
+            self._add_branch('_d', in_planes, width, out_planes, stride=stride, groups=groups, dilation=dilation)
+        self._add_branch('', in_planes, width, out_planes, stride=stride, groups=groups, dilation=dilation)
+
+    def _add_branch(self, suffix: str, in_planes: int, width: int, out_planes: int, **conv2) -> None:
+        branch = {
+            'conv1': nn.Conv2d(in_planes, width, 1, bias=False),
+            'bn1': nn.BatchNorm2d(width),
+            'conv2': nn.Conv2d(width, width, 3, padding=conv2['dilation'], bias=False, **conv2),
+            'bn2': nn.BatchNorm2d(width),
+            'conv3': nn.Conv2d(width, out_planes, 1, bias=False),
+        }
+        for name, module in branch.items():
+            self.add_module(name + suffix, module)
+
+    def hi(self, x: Tensor) -> Tensor:
+        """N x in_planes x H x W -> N x out_planes x H/stride x W/stride."""
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        return self.conv3(x)
+
+    def lo(self, x: Tensor) -> Tensor:
+        """N x in_planes x H x W -> N x out_planes x H/stride x W/stride."""
+        x = F.relu(self.bn1_d(self.conv1_d(x)), inplace=True)
+        x = F.relu(self.bn2_d(self.conv2_d(x)), inplace=True)
+        return self.conv3_d(x)

@@ -1,0 +1,1 @@
+"""What a user runs that is not one of the four scripts."""

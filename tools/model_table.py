@@ -1,0 +1,36 @@
+"""Prints the table of the classifiers that the README shows.
+
+    python -m tools.model_table
+"""
+
+import torch
+
+import models
+from utils.cost import count_macs, count_parameters
+
+OCTCONV = '[OctConv](https://arxiv.org/abs/1904.05049)'
+CSPNET = '[CSPNet](https://arxiv.org/abs/1911.11929)'
+# ImageNet top-1 error in % of the paper's own models, as other papers quote it; the rest is not known to us.
+PUBLISHED = {
+    'resnext50_elastic': ('21.6', OCTCONV),
+    'resnext101_elastic': ('20.8', OCTCONV),
+    'densenet201_elastic': ('22.1 (top-5 6.0)', CSPNET),
+}
+HEADER = ('net', 'parameters (M)', 'GMACs at 224', 'published top-1 error (%)', 'as quoted by')
+
+
+def row(name: str) -> tuple[str, ...]:
+    """One net's cells; cost as computed here, from a net on the meta device."""
+    with torch.device('meta'):
+        net = models.build_classifier(name)
+    return (name, f'{count_parameters(net) / 1e6:.2f}', f'{count_macs(net) / 1e9:.3f}', *PUBLISHED.get(name, ('', '')))
+
+
+def table() -> str:
+    """The markdown table, one line per classifier of the registry."""
+    rows = [HEADER, ('---', '---:', '---:', '---:', '---'), *map(row, models.classifiers)]
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in rows)
+
+
+if __name__ == '__main__':
+    print(table())
