@@ -1,0 +1,101 @@
+"""The three layouts of the sample set, all written from the same scenes.
+
+    ROOT/imagenet/{train,val}/CLASS/NUMBER_INDEX.jpg                    its objects, each in a frame
+    ROOT/coco/{train2014,val2014}/COCO_PART2014_NUMBER.jpg              the scenes
+    ROOT/coco/annotations/instances_{train,val}2014.json                their objects, as polygons
+    ROOT/VOCdevkit/VOC2012/{JPEGImages,SegmentationClassAug}/NUMBER.*   the scenes again, and their masks
+    ROOT/VOCdevkit/VOC2012/list/{train_aug,val}.txt                     which of them belong to which part
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.palette import voc_palette
+from data.scenes import CLASS_NAMES, SCENE, Scene, Thing
+
+JPEG_QUALITY = 90
+VOC_LISTS = {'train': 'train_aug.txt', 'val': 'val.txt'}
+
+
+def make_folders(root: Path) -> None:
+    """Makes every folder of the three layouts."""
+    for part in VOC_LISTS:
+        for name in CLASS_NAMES:
+            (root / 'imagenet' / part / name).mkdir(parents=True)
+        (root / 'coco' / f'{part}2014').mkdir(parents=True)
+    (root / 'coco' / 'annotations').mkdir()
+    for name in ('JPEGImages', 'SegmentationClassAug', 'list'):
+        (_voc(root) / name).mkdir(parents=True)
+
+
+def write_scene(root: Path, part: str, number: int, scene: Scene) -> list[dict]:
+    """Writes a scene's pictures and mask (`part` is train or val); returns its annotations for write_index."""
+    for index, thing in enumerate(scene.things):
+        left, top, right, bottom = thing.frame
+        path = root / 'imagenet' / part / CLASS_NAMES[thing.label - 1] / f'{number:06d}_{index}.jpg'
+        _save_jpeg(scene.picture[top:bottom, left:right], path)
+    _save_jpeg(scene.picture, root / 'coco' / f'{part}2014' / _coco_name(part, number))
+    _save_jpeg(scene.picture, _voc(root) / 'JPEGImages' / f'{number:06d}.jpg')
+    _save_mask(scene.mask, _voc(root) / 'SegmentationClassAug' / f'{number:06d}.png')
+    return [_annotation(number, index, thing) for index, thing in enumerate(scene.things)]
+
+
+def write_index(root: Path, part: str, numbers: range, annotations: list[dict]) -> None:
+    """Writes the JSON file and the list of a part whose scenes have these numbers."""
+    content = {
+        'info': {'description': 'Elastic sample set', 'version': '1.0'},
+        'licenses': [],
+        'images': [_image_entry(part, number) for number in numbers],
+        'annotations': annotations,
+        'categories': [
+            {'id': label, 'name': name, 'supercategory': 'shape'} for label, name in enumerate(CLASS_NAMES, 1)
+        ],
+    }
+    (root / 'coco' / 'annotations' / f'instances_{part}2014.json').write_text(json.dumps(content))
+    lines = [f'/JPEGImages/{number:06d}.jpg /SegmentationClassAug/{number:06d}.png\n' for number in numbers]
+    (_voc(root) / 'list' / VOC_LISTS[part]).write_text(''.join(lines))
+
+
+def polygon_area(polygon: np.ndarray) -> float:
+    """The area inside a polygon (n x 2) that does not cross itself."""
+    x, y = polygon.T
+    return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
+
+
+def _voc(root: Path) -> Path:
+    return root / 'VOCdevkit' / 'VOC2012'
+
+
+def _coco_name(part: str, number: int) -> str:
+    return f'COCO_{part}2014_{number:012d}.jpg'
+
+
+def _image_entry(part: str, number: int) -> dict:
+    return {'id': number, 'file_name': _coco_name(part, number), 'width': SCENE, 'height': SCENE, 'license': 0}
+
+
+def _annotation(number: int, index: int, thing: Thing) -> dict:
+    polygon = thing.polygon.round(2)
+    corner, extent = polygon.min(axis=0), np.ptp(polygon, axis=0)
+    return {
+        'id': 10 * number + index,
+        'image_id': number,
+        'category_id': thing.label,
+        'segmentation': [polygon.ravel().tolist()],
+        'area': round(polygon_area(polygon), 2),
+        'bbox': np.concatenate([corner, extent]).round(2).tolist(),
+        'iscrowd': 0,
+    }
+
+
+def _save_jpeg(picture: np.ndarray, path: Path) -> None:
+    Image.fromarray(picture).save(path, quality=JPEG_QUALITY)
+
+
+def _save_mask(mask: np.ndarray, path: Path) -> None:
+    image = Image.fromarray(mask)
+    image.putpalette(voc_palette().tobytes())
+    image.save(path)

@@ -1,0 +1,15 @@
+"""The palette of PASCAL VOC's masks."""
+
+import numpy as np
+
+
+def voc_palette() -> np.ndarray:
+    """The colours of labels 0..255 as 256 x 3 uint8 (red, green, blue).
+
+    Bits 0, 3, 6 of a label, lowest first, are bits 7, 6, 5 ... of red; bits 1, 4, 7 those of green; 2, 5 those of blue.
+    """
+    labels = np.arange(256, dtype=np.uint8)
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        palette[:, bit % 3] |= (labels >> bit & 1) << (7 - bit // 3)
+    return palette

@@ -1,0 +1,120 @@
+"""Writes the sample set: pictures of textured shapes at strongly varying scales, in the layouts of all three tasks.
+
+    python data/sample.py OUT                                    OUT/imagenet, OUT/coco, OUT/VOCdevkit from 560 scenes
+    python data/sample.py OUT --train 40 --val 20 --seed 1       fewer and other scenes
+
+The same arguments give the same files, whatever the number of workers. A set that is there already is left alone if it
+was written with the same arguments.
+"""
+
+import json
+import multiprocessing
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+if not __package__:  # run as a file: the packages are in the folder above
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+from tqdm import tqdm
+
+from data.layouts import make_folders, write_index, write_scene
+from data.scenes import CLASS_NAMES, render_scene
+from data.staging import staged_folder
+from utils.arguments import Parser, natural, positive
+from utils.data import available_cores
+from utils.errors import UserError, exit_cleanly
+
+VERSION = 1  # of the generator: raised when the same arguments begin to give other pictures
+PARTS = 'train', 'val'
+OBJECTS = 4, 1, 3, 0, 4, 1, 2, 3, 4, 1, 3, 2, 4, 1, 3, 4, 2, 3, 1, 4  # in one scene after the other, over and over
+FEWEST = 4  # scenes in which every class appears
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument('out', type=Path, metavar='OUT', help='folder to write')
+    parser.add_argument('--train', type=positive, default=400, metavar='N', help='scenes to learn from')
+    parser.add_argument('--val', type=positive, default=160, metavar='N', help='scenes held out')
+    parser.add_argument('--seed', type=natural, default=0, help='of all random choices')
+    parser.add_argument('-j', '--workers', type=positive, default=available_cores(), help='processes that draw')
+    return parser
+
+
+def main(args: Namespace) -> None:
+    """Write the set that the arguments describe, unless it is there already."""
+    check(args)
+    settings = {'version': VERSION, 'seed': args.seed, 'train': args.train, 'val': args.val, 'classes': CLASS_NAMES}
+    settings = json.dumps(settings, indent=1) + '\n'
+    if is_finished(args.out, settings):
+        print(f'{args.out} holds this sample set already')
+        return
+    with staged_folder(args.out) as folder:
+        write_sample(folder, args.seed, {'train': args.train, 'val': args.val}, args.workers)
+        (folder / 'sample.json').write_text(settings)
+    print(f'{args.out}: {args.train} + {args.val} scenes')
+
+
+def check(args: Namespace) -> None:
+    """UserError unless every class gets a picture in both parts."""
+    for part in PARTS:
+        if getattr(args, part) < FEWEST:
+            raise UserError(f'--{part} {getattr(args, part)}: {FEWEST} scenes at least, so that no class is empty')
+
+
+def is_finished(out: Path, settings: str) -> bool:
+    """Whether `out` was written with these settings."""
+    try:
+        return (out / 'sample.json').read_text() == settings
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def write_sample(root: Path, seed: int, scenes: dict[str, int], workers: int) -> None:
+    """Write a set of so many scenes per part into the empty folder `root`."""
+    make_folders(root)
+    first = 1
+    with pool_map(workers) as map_:
+        for part in PARTS:
+            numbers = range(first, first + scenes[part])
+            tasks = zip(numbers, plan(seed, part, scenes[part]), strict=True)
+            annotations = map_(partial(draw_scene, root, seed, part, first), tasks)
+            progress = tqdm(annotations, part, len(numbers), disable=None, leave=False)
+            write_index(root, part, numbers, [annotation for scene in progress for annotation in scene])
+            first = numbers.stop
+
+
+def plan(seed: int, part: str, scenes: int) -> list[tuple[int, ...]]:
+    """The labels of the objects of each scene, each label as often as the others."""
+    rng = np.random.default_rng((seed, PARTS.index(part)))
+    counts = [OBJECTS[index % len(OBJECTS)] for index in range(scenes)]
+    rounds = -(-sum(counts) // len(CLASS_NAMES))
+    labels = np.concatenate([rng.permutation(len(CLASS_NAMES)) + 1 for _ in range(rounds)]).tolist()
+    ends = np.cumsum(counts).tolist()
+    return [tuple(labels[end - count : end]) for count, end in zip(counts, ends, strict=True)]
+
+
+def draw_scene(root: Path, seed: int, part: str, first: int, task: tuple[int, tuple[int, ...]]) -> list[dict]:
+    """Draw and write a scene, given as its number and its labels; its annotations."""
+    number, labels = task
+    rng = np.random.default_rng((seed, PARTS.index(part), number - first))
+    return write_scene(root, part, number, render_scene(rng, labels))
+
+
+@contextmanager
+def pool_map(workers: int) -> Iterator:
+    """A `map` whose calls are spread over processes and whose results come in order."""
+    if workers == 1:
+        yield map
+        return
+    with multiprocessing.Pool(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+        yield partial(pool.imap, chunksize=8)
+
+
+if __name__ == '__main__':
+    exit_cleanly(lambda: main(make_parser().parse_args()))
