@@ -18,7 +18,7 @@ from utils.arguments import Parser, add_loop_arguments, add_recipe_arguments, ad
 from utils.errors import exit_cleanly
 from utils.image_folder import central_crop, open_folder, open_train_and_val
 from utils.metrics import TopErrors
-from utils.run import Files
+from utils.run import Best, Files
 from utils.schedules import step_decay
 from utils.task import Task, carry_out
 
@@ -41,12 +41,13 @@ def main(args: Namespace) -> None:
         train_set, val_set = open_train_and_val(args.data, args.image_size)
     task = Task(
         name='imagenet',
-        files=Files(f'{args.arch}_checkpoint.pth.tar', 'model_best.pth.tar', metric='err1', key='best_err1'),
+        files=Files(f'{args.arch}_checkpoint.pth.tar', Best('model_best.pth.tar', metric='err1', key='best_err1')),
         train_set=train_set,
         val_set=val_set,
         classes=val_set.classes,
         loss=cross_entropy,
-        metrics=TopErrors,
+        train_metrics=TopErrors,
+        val_metrics=TopErrors,
         learning_rate=lambda epoch, step: step_decay(args.lr, epoch, args.decay_epochs),
     )
     carry_out(task, args)

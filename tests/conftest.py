@@ -1,5 +1,8 @@
 """Fixtures of the tests of the scripts: a small folder of pictures, a small net, a way to call a script."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 
 import models
 from models.elastic import SplitBottleneck
+from utils import coco, image_folder
 from utils.errors import exit_cleanly
 
 
@@ -89,3 +93,19 @@ def classify(folder, tiny):
     import classify
 
     return Script(classify, folder, '-a tiny -b 8 -g 2 --epochs 2 --lr 0.05 --image-size 32 -j 0 -p 3 --device cpu')
+
+
+def stop_at(monkeypatch, call, number=signal.SIGTERM):
+    """Send this process a signal while the picture counted `call` is loaded, here or in the first worker."""
+    trainer, calls, load = os.getpid(), [0], image_folder.open_image
+
+    def counting(path):
+        worker = torch.utils.data.get_worker_info()
+        calls[0] += worker is None or worker.id == 0
+        if calls[0] == call:
+            os.kill(trainer, number)
+            calls[0] += 1
+        return load(path)
+
+    for module in image_folder, coco:
+        monkeypatch.setattr(module, 'open_image', counting)

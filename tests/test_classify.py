@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 import classify as script
-from tests.conftest import Script, write_folder
-from utils import checkpoint, image_folder, output
+from tests.conftest import Script, stop_at, write_folder
+from utils import checkpoint, output
 from utils.interrupt import Stopped
 from utils.run import Run
 
@@ -109,21 +109,6 @@ def test_few_classes_have_no_top_five_error(tmp_path, tiny, capsys):
 
 
 # Stopping and resuming
-
-
-def stop_at(monkeypatch, call, number=signal.SIGTERM):
-    """Send this process a signal while the picture counted `call` is loaded, here or in the first worker."""
-    trainer, calls, load = os.getpid(), [0], image_folder.open_image
-
-    def counting(path):
-        worker = torch.utils.data.get_worker_info()
-        calls[0] += worker is None or worker.id == 0
-        if calls[0] == call:
-            os.kill(trainer, number)
-            calls[0] += 1
-        return load(path)
-
-    monkeypatch.setattr('utils.image_folder.open_image', counting)
 
 
 @pytest.mark.parametrize('workers', [0, 2])

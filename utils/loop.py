@@ -1,6 +1,7 @@
 """The one training loop and the one evaluation loop. Nothing in them waits for the device between printed lines."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from utils.reporting import Reporter
 from utils.run import Run
 
 
-def train_epoch(learner: Learner, loader: DeviceLoader, metrics: Metrics, run: Run) -> dict[str, float]:
+def train_epoch(learner: Learner, loader: DeviceLoader, metrics: Metrics, run: Run) -> dict[str, Any]:
     """Train from where the run is to the end of the epoch; what `metrics` computes over all of the epoch.
 
     The run is told wherever stopping loses nothing: after each update and at the end. Micro-batches at the epoch's
@@ -43,7 +44,7 @@ def train_epoch(learner: Learner, loader: DeviceLoader, metrics: Metrics, run: R
 @torch.inference_mode()
 def evaluate(
     learner: Learner, loader: DeviceLoader, metrics: Metrics, reporter: Reporter, stop: StopRequest
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """What `metrics` computes over all batches of the loader. Raises Stopped after a signal."""
     learner.model.eval()
     clock, steps = Clock(), len(loader)
@@ -54,6 +55,7 @@ def evaluate(
         clock.tick()
         if step % reporter.every == 0:
             reporter.test_line(step, steps, clock, metrics)
+    metrics.reduce()
     reporter.say(metrics.summary())
     return metrics.compute()
 
@@ -62,7 +64,7 @@ def fit(
     learner: Learner,
     loader: DeviceLoader,
     metrics: Callable[[], Metrics],
-    validate: Callable[[], dict[str, float]],
+    validate: Callable[[], dict[str, Any]],
     run: Run,
     epochs: int,
 ) -> None:

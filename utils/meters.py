@@ -7,6 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from utils.distributed import sum_over_processes
+
 Item = TypeVar('Item')
 
 
@@ -25,6 +27,11 @@ class Average:
         self.last = value.detach().to(self.sum.dtype)
         self.sum += self.last * count
         self.count += count
+
+    def reduce(self) -> None:
+        """Average over the values of all processes."""
+        self.sum = sum_over_processes(self.sum)
+        self.count = int(sum_over_processes(torch.tensor(self.count, device=self.sum.device)))
 
     @property
     def value(self) -> float:

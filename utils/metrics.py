@@ -14,14 +14,17 @@ class Metrics(Protocol):
     def update(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Count a batch without waiting for the device."""
 
+    def reduce(self) -> None:
+        """Count what all processes counted."""
+
     def progress(self) -> str:
         """The end of a printed line: last values and averages so far."""
 
     def summary(self) -> str:
         """What is printed at the end of an evaluation."""
 
-    def compute(self) -> dict[str, float]:
-        """The results by name, for the log."""
+    def compute(self) -> dict[str, Any]:
+        """The results by name, for the log; the numbers among them are drawn as curves."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a run resumed inside an epoch goes on counting from."""
@@ -46,6 +49,10 @@ class TopErrors:
         values = loss, 100 * (1 - hit[:, 0].double().mean()), 100 * (1 - hit.any(1).double().mean())
         for average, value in zip(self.averages.values(), values, strict=True):
             average.update(value, len(targets))
+
+    def reduce(self) -> None:
+        for average in self.averages.values():
+            average.reduce()
 
     def progress(self) -> str:
         """Last value and average so far, in the reference's form."""

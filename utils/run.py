@@ -19,13 +19,20 @@ from utils.restore import Identity, head_difference, load_optimizer, resume, tra
 
 
 @dataclass(frozen=True)
+class Best:
+    """The checkpoint of the best epoch and the validated quantity, in % and better if lower, that chooses it."""
+
+    name: str
+    metric: str
+    key: str  # of its value inside a checkpoint
+
+
+@dataclass(frozen=True)
 class Files:
-    """What a run calls its checkpoints, and by which validated quantity (in %, lower is better) it keeps the best."""
+    """What a run calls its checkpoints: the last and, where one is kept, the best."""
 
     last: str
-    best: str
-    metric: str
-    key: str  # of the best value so far, inside a checkpoint
+    best: Best | None = None
 
 
 class Run:
@@ -58,7 +65,8 @@ class Run:
         if found and not head_difference(found, self.learner.model, self.identity):
             self._resume(found, seed)
             return
-        output.refuse_overwriting(self.folder / self.files.last, self.folder / self.files.best)
+        own = [self.files.last, *([self.files.best.name] if self.files.best else [])]
+        output.refuse_overwriting(*(self.folder / name for name in own))
         self.seed, self.epoch = seed or 0, start_epoch
         if found:
             fresh = transfer(self.learner.model, found)
@@ -94,14 +102,16 @@ class Run:
             self.reporter.say(f'=> {name}: saved at {where}; --resume {self.newest} goes on')
             raise
 
-    def finish_epoch(self, train: dict[str, float], val: dict[str, float]) -> None:
+    def finish_epoch(self, train: dict[str, Any], val: dict[str, Any]) -> None:
         """Log the epoch and save it, also as the best if it is."""
-        value = val[self.files.metric]
-        is_best, self.best = value <= self.best, min(value, self.best)
+        names = [self.files.last]
+        if self.files.best and val[self.files.best.metric] <= self.best:
+            self.best = val[self.files.best.metric]
+            names.append(self.files.best.name)
         learning_rate = self.learner.optimizer.param_groups[0]['lr']
-        self.log.note(epoch=self.epoch, lr=learning_rate, train=train, val=val, **{self.files.key: self.best})
+        self.log.note(epoch=self.epoch, lr=learning_rate, train=train, val=val, **self._best())
         self.epoch, self.step, self.metrics = self.epoch + 1, 0, None
-        self.save(self.files.last, *[self.files.best] * is_best)
+        self.save(*names)
         self.log.draw()
 
     def save(self, *names: str) -> None:
@@ -116,11 +126,14 @@ class Run:
             'scaler': self.learner.scaler.state_dict(),
             'seed': self.seed,
             'position': self._position(),
-            self.files.key: self.best,
+            **self._best(),
         }
         for name in names:
             checkpoint.write(self.folder / name, content)
         self.newest = self.folder / names[0]
+
+    def _best(self) -> dict[str, float]:
+        return {self.files.best.key: self.best} if self.files.best else {}
 
     def _position(self) -> dict[str, Any] | None:
         if self.step == 0 or self.metrics is None:
@@ -136,7 +149,9 @@ class Run:
         if found.scaler and self.learner.scaler.is_enabled():
             self.learner.scaler.load_state_dict(found.scaler)
         self.seed = (seed or 0) if found.seed is None else found.seed
-        self.epoch, self.best, self.newest = found.epoch, found.best.get(self.files.key, self.best), found.path
+        self.epoch, self.newest = found.epoch, found.path
+        if self.files.best:
+            self.best = found.best.get(self.files.best.key, self.best)
         self.reporter.say(f'=> resumed {found.path}: {self.epoch} epochs and {self.step} steps done')
 
     def _take_position(self, found: Checkpoint) -> None:

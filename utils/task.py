@@ -3,6 +3,7 @@
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ class Task:
     val_set: Dataset
     classes: list[str]
     loss: Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> mean loss ()
-    metrics: Callable[[torch.device], Metrics]
+    train_metrics: Callable[[torch.device], Metrics]
+    val_metrics: Callable[[torch.device], Metrics]
     learning_rate: Callable[[int, int], float]  # of (epoch, micro-batch)
 
 
@@ -50,8 +52,8 @@ def carry_out(task: Task, args: Namespace) -> None:
     loader = DeviceLoader(task.val_set, EpochBatches(len(task.val_set), micro_batch), compute, args.workers)
     with StopRequest() as stop:
 
-        def validate() -> dict[str, float]:
-            return evaluate(learner, loader, task.metrics(compute.device), reporter, stop)
+        def validate() -> dict[str, Any]:
+            return evaluate(learner, loader, task.val_metrics(compute.device), reporter, stop)
 
         if args.evaluate:
             load_for_evaluation(learner.model, found, Identity(task.name, args.arch, task.classes))
@@ -66,7 +68,7 @@ def train(
     learner: Learner,
     micro_batch: int,
     found: Checkpoint | None,
-    validate: Callable[[], dict[str, float]],
+    validate: Callable[[], dict[str, Any]],
     reporter: Reporter,
     stop: StopRequest,
 ) -> None:
@@ -81,7 +83,7 @@ def train(
     run.log.start(vars(args), device=str(learner.compute), from_epoch=run.epoch, from_step=run.step)
     batches = EpochBatches(samples, micro_batch, run.seed, shuffle=True, drop_last=True)
     loader = DeviceLoader(task.train_set, batches, learner.compute, args.workers)
-    fit(learner, loader, lambda: task.metrics(learner.compute.device), validate, run, args.epochs)
+    fit(learner, loader, lambda: task.train_metrics(learner.compute.device), validate, run, args.epochs)
 
 
 def find_checkpoint(args: Namespace, files: Files) -> Checkpoint | None:

@@ -1,0 +1,63 @@
+"""MS-COCO multi-label classification.
+
+    python multilabel_classify.py DIR --resume imagenet.pth.tar                  train from an ImageNet checkpoint
+    python multilabel_classify.py DIR --output runs/coco --auto-resume           go on where an earlier call stopped
+    python multilabel_classify.py DIR --evaluate --resume coco.pth.tar           precision, recall, F and mAP
+
+DIR holds annotations/instances_{train,val}2014.json, train2014/ and val2014/; evaluation needs val only. The recipe of
+the paper is the default: SGD 0.001 with momentum 0.9 and weight decay 5e-4, batches of 96 as if on 4 GPUs, 36 epochs,
+the learning rate divided by 10 after 24 and 30.
+"""
+
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+
+import models
+from utils.arguments import Parser, add_loop_arguments, add_recipe_arguments, add_run_arguments, natural
+from utils.coco import open_part, squashed
+from utils.errors import UserError, exit_cleanly, named
+from utils.image_folder import random_crop
+from utils.multilabel import MultiLabelCounts, MultiLabelScores, multilabel_loss
+from utils.run import Files
+from utils.schedules import milestones
+from utils.task import Task, carry_out
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument('data', type=Path, metavar='DIR', help='folder with annotations/ and the images')
+    parser.add_argument('--year', choices=['2014', '2017'], default='2014', help='of the folder and file names')
+    parser.add_argument('--decay-epochs', type=natural, nargs='+', default=[24, 30], metavar='N',
+        help='lr is divided by 10 after each')  # fmt: skip
+    add_recipe_arguments(parser, list(models.classifiers))
+    add_loop_arguments(parser)
+    add_run_arguments(parser)
+    parser.set_defaults(lr=0.001, weight_decay=5e-4, batch_size=96, num_gpus=4, epochs=36)
+    return parser
+
+
+def main(args: Namespace) -> None:
+    """Train, or with --evaluate only test, as the arguments say."""
+    val_set = open_part(args.data, 'val', args.year, squashed(args.image_size))
+    train_set = None if args.evaluate else open_part(args.data, 'train', args.year, random_crop(args.image_size))
+    classes = val_set.table.classes
+    if train_set and train_set.table.classes != classes:
+        differing = sorted(set(train_set.table.classes) ^ set(classes)) or ['their order']
+        raise UserError(f'{args.data}: train and val must have the same categories; they differ in {named(differing)}')
+    task = Task(
+        name='coco',
+        files=Files(f'coco_{args.arch}_checkpoint.pth.tar'),
+        train_set=train_set,
+        val_set=val_set,
+        classes=classes,
+        loss=multilabel_loss,
+        train_metrics=partial(MultiLabelCounts, classes=classes),
+        val_metrics=partial(MultiLabelScores, classes=classes),
+        learning_rate=lambda epoch, step: milestones(args.lr, epoch, args.decay_epochs),
+    )
+    carry_out(task, args)
+
+
+if __name__ == '__main__':
+    exit_cleanly(lambda: main(make_parser().parse_args()))
