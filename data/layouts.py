@@ -5,6 +5,8 @@
     ROOT/coco/annotations/instances_{train,val}2014.json                their objects, as polygons
     ROOT/VOCdevkit/VOC2012/{JPEGImages,SegmentationClassAug}/NUMBER.*   the scenes again, and their masks
     ROOT/VOCdevkit/VOC2012/list/{train_aug,val}.txt                     which of them belong to which part
+
+NUMBER counts the scenes of both parts from 1 on, INDEX the objects of a scene from 0 on.
 """
 
 import json
