@@ -102,7 +102,7 @@ def _draw_distractor(rng: np.random.Generator, draw: ImageDraw.ImageDraw) -> Non
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, label: int, cell: Box) -> Thing:
-    """Draws an object in a random pose and random colours onto canvas and mask."""
+    """Draws an object in a random pose and colours around its class's hue onto canvas and mask."""
     outline, texture, hue = CLASSES[CLASS_NAMES[label - 1]]
     turn = _rotation(rng.uniform(-MAX_TURN, MAX_TURN))
     polygon, scale, centre = _place(rng, outline() @ turn, cell)

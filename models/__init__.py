@@ -1,9 +1,10 @@
-"""The nets of the paper by name: `classifiers` is the one list of them; scripts, tests and tables read it."""
+"""The nets of the paper by name: `classifiers` and `segmenters` are the one list of them for scripts, tests, tables."""
 
 from collections.abc import Callable
 
 from torch import nn
 
+from models import deeplab, dla_up
 from models.densenet import densenet201, densenet201_elastic
 from models.dla import dla60x, dla60x_elastic, dla102x, dla102x_elastic
 from models.resnext import (
@@ -30,9 +31,27 @@ classifiers: dict[str, Callable[..., nn.Module]] = {
     'densenet201_elastic': densenet201_elastic,
 }
 
+segmenters: dict[str, Callable[..., nn.Module]] = {
+    'resnext50': deeplab.resnext50,
+    'resnext50_elastic': deeplab.resnext50_elastic,
+    'resnext101': deeplab.resnext101,
+    'resnext101_elastic': deeplab.resnext101_elastic,
+    'dla60x': dla_up.dla60x,
+    'dla60x_elastic': dla_up.dla60x_elastic,
+}
+
 
 def build_classifier(name: str, num_classes: int = 1000, **kwargs) -> nn.Module:
-    """The classifier of that name with fresh weights; `kwargs` go to its builder."""
-    if name not in classifiers:
-        raise ValueError(f'unknown classifier {name!r}; known are {", ".join(classifiers)}')
-    return classifiers[name](num_classes=num_classes, **kwargs)
+    """The classifier of that name with fresh weights; `kwargs` go to its builder. Unknown names: ValueError."""
+    return _builder(classifiers, 'classifier', name)(num_classes=num_classes, **kwargs)
+
+
+def build_segmenter(name: str, num_classes: int = 21, **kwargs) -> nn.Module:
+    """The segmenter of that name with fresh weights; `kwargs` go to its builder. Unknown names: ValueError."""
+    return _builder(segmenters, 'segmenter', name)(num_classes=num_classes, **kwargs)
+
+
+def _builder(registry: dict[str, Callable[..., nn.Module]], kind: str, name: str) -> Callable[..., nn.Module]:
+    if name not in registry:
+        raise ValueError(f'unknown {kind} {name!r}; known are {", ".join(registry)}')
+    return registry[name]

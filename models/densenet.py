@@ -47,8 +47,12 @@ class DenseLayer(Split):
 
 
 def _stem() -> list[tuple[str, nn.Module]]:
-    return [('conv0', nn.Conv2d(3, 2 * GROWTH, 7, 2, 3, bias=False)), ('norm0', nn.BatchNorm2d(2 * GROWTH)),
-            ('relu0', nn.ReLU(inplace=True)), ('pool0', nn.MaxPool2d(3, 2, 1))]
+    return [
+        ('conv0', nn.Conv2d(3, 2 * GROWTH, 7, 2, 3, bias=False)),
+        ('norm0', nn.BatchNorm2d(2 * GROWTH)),
+        ('relu0', nn.ReLU(inplace=True)),
+        ('pool0', nn.MaxPool2d(3, 2, 1)),
+    ]
 
 
 def _dense_block(in_planes: int, depth: int, split: bool, elastic: bool, recomputed: bool) -> nn.Sequential:
@@ -59,9 +63,14 @@ def _dense_block(in_planes: int, depth: int, split: bool, elastic: bool, recompu
 
 def _transition(planes: int) -> nn.Sequential:
     """BN, ReLU, conv 1x1 to half the channels, average pool 2x2."""
-    return nn.Sequential(OrderedDict(
-        norm=nn.BatchNorm2d(planes), relu=nn.ReLU(inplace=True),
-        conv=nn.Conv2d(planes, planes // 2, 1, bias=False), pool=nn.AvgPool2d(2)))
+    return nn.Sequential(
+        OrderedDict(
+            norm=nn.BatchNorm2d(planes),
+            relu=nn.ReLU(inplace=True),
+            conv=nn.Conv2d(planes, planes // 2, 1, bias=False),
+            pool=nn.AvgPool2d(2),
+        )
+    )
 
 
 class DenseNet(nn.Module):
@@ -73,14 +82,21 @@ class DenseNet(nn.Module):
 
     head: ClassVar[str] = 'classifier'
 
-    def __init__(self, depths: Sequence[int], num_classes: int = 1000, *, elastic: bool = False,
-                 checkpoint_activations: bool = False):
+    def __init__(
+        self,
+        depths: Sequence[int],
+        num_classes: int = 1000,
+        *,
+        elastic: bool = False,
+        checkpoint_activations: bool = False,
+    ):
         super().__init__()
         parts, planes = _stem(), 2 * GROWTH
         for i, depth in enumerate(depths, 1):
             last = i == len(depths)
-            parts.append((f'denseblock{i}', _dense_block(planes, depth, elastic, elastic and not last,
-                                                         recomputed=checkpoint_activations and i == 1)))
+            recomputed = checkpoint_activations and i == 1
+            block = _dense_block(planes, depth, elastic, elastic and not last, recomputed=recomputed)
+            parts.append((f'denseblock{i}', block))
             planes += depth * GROWTH
             if not last:
                 parts.append((f'transition{i}', _transition(planes)))

@@ -20,8 +20,15 @@ class Bottleneck(SplitBottleneck):
     """
 
     def __init__(self, in_planes: int, planes: int, stride: int = 1, cardinality: int = 32, elastic: bool = False):
-        super().__init__(in_planes, planes * cardinality // 32, planes, cardinality, stride, split=elastic,
-                         elastic=elastic and stride == 1 and planes < CHANNELS[-1])
+        super().__init__(
+            in_planes,
+            planes * cardinality // 32,
+            planes,
+            cardinality,
+            stride,
+            split=elastic,
+            elastic=elastic and stride == 1 and planes < CHANNELS[-1],
+        )
         self.bn3 = nn.BatchNorm2d(planes)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -54,8 +61,18 @@ class Tree(nn.Module):
     `child_planes` is the number of channels of all children handed to forward; a level root adds the pooled input.
     """
 
-    def __init__(self, block: Callable[..., nn.Module], depth: int, in_planes: int, planes: int, stride: int = 1, *,
-                 child_planes: int = 0, level_root: bool = False, residual_root: bool = False):
+    def __init__(
+        self,
+        block: Callable[..., nn.Module],
+        depth: int,
+        in_planes: int,
+        planes: int,
+        stride: int = 1,
+        *,
+        child_planes: int = 0,
+        level_root: bool = False,
+        residual_root: bool = False,
+    ):
         super().__init__()
         self.depth, self.stride, self.level_root = depth, stride, level_root
         if level_root:
@@ -94,8 +111,11 @@ class Tree(nn.Module):
 
 def conv_bn_relu(in_planes: int, planes: int, kernel: int, stride: int = 1) -> list[nn.Module]:
     """kernel x kernel conv, BN, ReLU as a list of layers."""
-    return [nn.Conv2d(in_planes, planes, kernel, stride, (kernel - 1) // 2, bias=False), nn.BatchNorm2d(planes),
-            nn.ReLU(inplace=True)]
+    return [
+        nn.Conv2d(in_planes, planes, kernel, stride, (kernel - 1) // 2, bias=False),
+        nn.BatchNorm2d(planes),
+        nn.ReLU(inplace=True),
+    ]
 
 
 def _conv_level(in_planes: int, planes: int, depth: int, stride: int) -> nn.Sequential:
@@ -110,11 +130,19 @@ class DLA(nn.Module):
 
     head: ClassVar[str] = 'fc'
 
-    def __init__(self, depths: Sequence[int], num_classes: int = 1000, *, cardinality: int = 32,
-                 elastic: bool = False, residual_root: bool = False):
+    def __init__(
+        self,
+        depths: Sequence[int],
+        num_classes: int = 1000,
+        *,
+        cardinality: int = 32,
+        elastic: bool = False,
+        residual_root: bool = False,
+    ):
         super().__init__()
-        tree = partial(Tree, partial(Bottleneck, cardinality=cardinality, elastic=elastic), stride=2,
-                       residual_root=residual_root)
+        tree = partial(
+            Tree, partial(Bottleneck, cardinality=cardinality, elastic=elastic), stride=2, residual_root=residual_root
+        )
         self.base_layer = nn.Sequential(*conv_bn_relu(3, CHANNELS[0], 7))
         self.level0 = _conv_level(CHANNELS[0], CHANNELS[0], depths[0], 1)
         self.level1 = _conv_level(CHANNELS[0], CHANNELS[1], depths[1], 2)

@@ -24,7 +24,7 @@ def down(x: Tensor) -> Tensor:
 def up(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Doubles the resolution bilinearly and crops to `size`: N x C x h x w -> N x C x H x W, h = ceil(H/2)."""
     x = F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False)
-    return x if x.shape[-2:] == size else x[..., :size[0], :size[1]]
+    return x if x.shape[-2:] == size else x[..., : size[0], : size[1]]
 
 
 class Split(nn.Module):
@@ -68,8 +68,18 @@ class SplitBottleneck(Split):
     The attribute names, and that the low half (_d) is registered first, are those of the released weights.
     """
 
-    def __init__(self, in_planes: int, width: int, out_planes: int, groups: int, stride: int = 1, *,
-                 dilation: int = 1, split: bool = True, elastic: bool = False):
+    def __init__(
+        self,
+        in_planes: int,
+        width: int,
+        out_planes: int,
+        groups: int,
+        stride: int = 1,
+        *,
+        dilation: int = 1,
+        split: bool = True,
+        elastic: bool = False,
+    ):
         super().__init__(split, elastic)
         if split:
             width, groups = width // 2, groups // 2

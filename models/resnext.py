@@ -33,17 +33,35 @@ class Bottleneck(SplitBottleneck):
     where the paper has them: at stride 1 and not in the last stage.
     """
 
-    def __init__(self, in_planes: int, planes: int, stride: int = 1, dilation: int = 1, *,
-                 cardinality: int = 32, base_width: int = 4, se: bool = False, elastic: bool = False):
+    def __init__(
+        self,
+        in_planes: int,
+        planes: int,
+        stride: int = 1,
+        dilation: int = 1,
+        *,
+        cardinality: int = 32,
+        base_width: int = 4,
+        se: bool = False,
+        elastic: bool = False,
+    ):
         out_planes = planes * EXPANSION
-        super().__init__(in_planes, planes * cardinality * base_width // 64, out_planes, cardinality, stride,
-                         dilation=dilation, elastic=elastic and stride == 1 and planes < STAGE_PLANES[-1])
+        super().__init__(
+            in_planes,
+            planes * cardinality * base_width // 64,
+            out_planes,
+            cardinality,
+            stride,
+            dilation=dilation,
+            elastic=elastic and stride == 1 and planes < STAGE_PLANES[-1],
+        )
         self.bn3 = nn.BatchNorm2d(out_planes)
         self.selayer = SELayer(out_planes) if se else None
         self.downsample = None
         if stride != 1 or in_planes != out_planes:
-            self.downsample = nn.Sequential(nn.Conv2d(in_planes, out_planes, 1, stride, bias=False),
-                                            nn.BatchNorm2d(out_planes))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_planes, out_planes, 1, stride, bias=False), nn.BatchNorm2d(out_planes)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """N x in_planes x H x W -> N x 4*planes x H/stride x W/stride."""
@@ -58,15 +76,19 @@ class Bottleneck(SplitBottleneck):
 def stage(in_planes: int, planes: int, dilations: Sequence[int], stride: int, **axes) -> nn.Sequential:
     """One block per dilation; the first takes the stride. `axes`: Bottleneck's cardinality, base_width, se, elastic."""
     first, *rest = dilations
-    return nn.Sequential(Bottleneck(in_planes, planes, stride, first, **axes),
-                         *(Bottleneck(planes * EXPANSION, planes, 1, dilation, **axes) for dilation in rest))
+    return nn.Sequential(
+        Bottleneck(in_planes, planes, stride, first, **axes),
+        *(Bottleneck(planes * EXPANSION, planes, 1, dilation, **axes) for dilation in rest),
+    )
 
 
 def stages(depths: Sequence[int], **axes) -> list[nn.Sequential]:
     """The first len(depths) stages of a ResNeXt, 1/4, 1/8, 1/16 and 1/32 of the input's resolution."""
     in_planes = (64, *(planes * EXPANSION for planes in STAGE_PLANES))
-    return [stage(before, planes, [1] * depth, 1 if planes == STAGE_PLANES[0] else 2, **axes)
-            for before, planes, depth in zip(in_planes, STAGE_PLANES, depths, strict=False)]
+    return [
+        stage(before, planes, [1] * depth, 1 if planes == STAGE_PLANES[0] else 2, **axes)
+        for before, planes, depth in zip(in_planes, STAGE_PLANES, depths, strict=False)
+    ]
 
 
 class Trunk(nn.Module):
@@ -99,8 +121,16 @@ class ResNeXt(Trunk):
 
     head: ClassVar[str] = 'fc'
 
-    def __init__(self, depths: Sequence[int], num_classes: int = 1000, *, cardinality: int = 32,
-                 base_width: int = 4, se: bool = False, elastic: bool = False):
+    def __init__(
+        self,
+        depths: Sequence[int],
+        num_classes: int = 1000,
+        *,
+        cardinality: int = 32,
+        base_width: int = 4,
+        se: bool = False,
+        elastic: bool = False,
+    ):
         super().__init__(*stages(depths, cardinality=cardinality, base_width=base_width, se=se, elastic=elastic))
         self.fc = nn.Linear(STAGE_PLANES[-1] * EXPANSION, num_classes)
         self._initialize()

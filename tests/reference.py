@@ -43,8 +43,12 @@ def weight(name: str, shape: list[int]) -> Tensor:
 
 def load_weights(net: nn.Module) -> nn.Module:
     """Gives the net the recorded weights, in its own precision."""
-    net.load_state_dict({name: tensor if name.endswith('num_batches_tracked') else weight(name, list(tensor.shape))
-                         for name, tensor in net.state_dict().items()})
+    net.load_state_dict(
+        {
+            name: tensor if name.endswith('num_batches_tracked') else weight(name, list(tensor.shape))
+            for name, tensor in net.state_dict().items()
+        }
+    )
     return net
 
 
@@ -64,10 +68,13 @@ def assert_output(output: Tensor, recorded: dict) -> None:
     np.testing.assert_allclose(flat.std(ddof=1), recorded['std'], 0, TOLERANCE * scale)
 
 
-def assert_norms(tensors: dict[str, Tensor], recorded: dict[str, float], floor: float = 0.) -> None:
+def assert_norms(tensors: dict[str, Tensor], recorded: dict[str, float], floor: float = 0.0) -> None:
     """L2 norms: exactly the recorded names, each relative to itself, or to `floor` of the largest where smaller."""
     assert tensors.keys() == recorded.keys()
     smallest = floor * max(recorded.values())
-    wrong = {name: (tensor.norm().item(), recorded[name]) for name, tensor in tensors.items()
-             if not abs(tensor.norm().item() - recorded[name]) <= TOLERANCE * max(recorded[name], smallest)}
+    wrong = {
+        name: (tensor.norm().item(), recorded[name])
+        for name, tensor in tensors.items()
+        if not abs(tensor.norm().item() - recorded[name]) <= TOLERANCE * max(recorded[name], smallest)
+    }
     assert not wrong

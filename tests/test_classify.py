@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -330,3 +331,13 @@ def test_other_batches_inside_an_epoch(classify, tmp_path, capsys, monkeypatch):
 )
 def test_wrong_arguments(classify, capsys, arguments, told):
     assert told in classify.error(capsys, *arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler on CPU')
+def test_compiled_net_trains_to_the_same_weights(classify, tmp_path):
+    classify('--output', tmp_path / 'eager', '--epochs', 1)
+    classify('--output', tmp_path / 'compiled', '--epochs', 1, '--compile')
+    eager, compiled = (content(tmp_path / name) for name in ('eager', 'compiled'))
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4)

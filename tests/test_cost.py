@@ -12,8 +12,14 @@ from utils.cost import count_macs, count_parameters
 class Small(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
-                                  nn.Conv2d(8, 8, 3, padding=1, groups=4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(8, 8, 3, padding=1, groups=4),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
         self.fc = nn.Linear(8, 5)
         self.unused = nn.Conv2d(8, 8, 1)
 
@@ -42,9 +48,18 @@ def test_recomputation_is_not_counted():
 def snapshot(net: nn.Module) -> list:
     """Everything about a net that counting could leave changed."""
     tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    return [{name: (id(tensor), tensor.device, tensor.requires_grad, tensor.grad) for name, tensor in tensors.items()},
-            [(name, module.training, {key: len(value) for key, value in vars(module).items() if 'hooks' in key},
-              sorted(vars(module))) for name, module in net.named_modules()]]
+    return [
+        {name: (id(tensor), tensor.device, tensor.requires_grad, tensor.grad) for name, tensor in tensors.items()},
+        [
+            (
+                name,
+                module.training,
+                {key: len(value) for key, value in vars(module).items() if 'hooks' in key},
+                sorted(vars(module)),
+            )
+            for name, module in net.named_modules()
+        ],
+    ]
 
 
 @pytest.mark.parametrize('training', [False, True])

@@ -61,8 +61,9 @@ def test_up_interpolates_bilinearly_and_crops(size):
 def branch(x: Tensor, state: dict[str, Tensor], suffix: str, **conv2) -> Tensor:
     """A half in eval mode from its tensors alone; its 3x3 conv has two groups."""
     for i, options in ((1, {}), (2, {'groups': 2, 'padding': 1, **conv2})):
-        mean, var, weight, bias = (state[f'bn{i}{suffix}.{name}'].view(-1, 1, 1)
-                                   for name in ('running_mean', 'running_var', 'weight', 'bias'))
+        mean, var, weight, bias = (
+            state[f'bn{i}{suffix}.{name}'].view(-1, 1, 1) for name in ('running_mean', 'running_var', 'weight', 'bias')
+        )
         x = F.conv2d(x, state[f'conv{i}{suffix}.weight'], **options)
         x = ((x - mean) / (var + 1e-5).sqrt() * weight + bias).clamp(min=0)
     return F.conv2d(x, state[f'conv3{suffix}.weight'])
@@ -136,11 +137,19 @@ def elastic_blocks(name: str) -> list[tuple[bool, bool]]:
     return [(block.split, block.elastic) for block in net.modules() if isinstance(block, Split)]
 
 
-@pytest.mark.parametrize(('name', 'blocks', 'elastic'), [
-    ('resnext50', 16, 0), ('resnext50_elastic', 22, 5 + 1 + 7 + 4), ('se_resnext50_elastic', 22, 5 + 1 + 7 + 4),
-    ('resnext101', 33, 0), ('resnext101_elastic', 49, 11 + 1 + 13 + 19),
-    ('dla60x_elastic', 16, 1 + 3 + 7), ('dla102x_elastic', 26, 7 + 7 + 7), ('densenet201_elastic', 100, 70),
-])
+@pytest.mark.parametrize(
+    ('name', 'blocks', 'elastic'),
+    [
+        ('resnext50', 16, 0),
+        ('resnext50_elastic', 22, 5 + 1 + 7 + 4),
+        ('se_resnext50_elastic', 22, 5 + 1 + 7 + 4),
+        ('resnext101', 33, 0),
+        ('resnext101_elastic', 49, 11 + 1 + 13 + 19),
+        ('dla60x_elastic', 16, 1 + 3 + 7),
+        ('dla102x_elastic', 26, 7 + 7 + 7),
+        ('densenet201_elastic', 100, 70),
+    ],
+)
 def test_where_the_nets_are_elastic(name, blocks, elastic):
     found = elastic_blocks(name)
     assert all(split for split, _ in found)

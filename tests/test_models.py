@@ -16,12 +16,18 @@ from utils.cost import count_macs, count_parameters
 
 # name: (parameters, GMACs at 224); DLA without the projections that nothing uses
 COST = {
-    'resnext50': (25_028_904, 4.230), 'resnext50_elastic': (25_246_504, 4.177),
-    'resnext101': (44_177_704, 7.970), 'resnext101_elastic': (44_265_256, 7.889),
-    'se_resnext50': (27_559_896, 4.233), 'se_resnext50_elastic': (27_803_976, 4.179),
-    'dla60x': (17_649_816, 3.517), 'dla60x_elastic': (17_649_816, 3.033),
-    'dla102x': (26_772_120, 5.848), 'dla102x_elastic': (24_917_144, 5.818),
-    'densenet201': (20_013_928, 4.291), 'densenet201_elastic': (19_482_824, 4.266),
+    'resnext50': (25_028_904, 4.230),
+    'resnext50_elastic': (25_246_504, 4.177),
+    'resnext101': (44_177_704, 7.970),
+    'resnext101_elastic': (44_265_256, 7.889),
+    'se_resnext50': (27_559_896, 4.233),
+    'se_resnext50_elastic': (27_803_976, 4.179),
+    'dla60x': (17_649_816, 3.517),
+    'dla60x_elastic': (17_649_816, 3.033),
+    'dla102x': (26_772_120, 5.848),
+    'dla102x_elastic': (24_917_144, 5.818),
+    'densenet201': (20_013_928, 4.291),
+    'densenet201_elastic': (19_482_824, 4.266),
 }
 every_name = pytest.mark.parametrize('name', models.classifiers)
 
@@ -89,15 +95,21 @@ def test_parameters_without_gradient_are_the_references(recording):
 
 def test_running_statistics_are_the_references(recording):
     unused = {name.rpartition('.')[0] for name in recording.golden['train']['no_gradient']}
-    statistics = {name: buffer for name, buffer in recording.net.named_buffers()
-                  if name.rpartition('.')[0] not in unused and not name.endswith('num_batches_tracked')}
+    statistics = {
+        name: buffer
+        for name, buffer in recording.net.named_buffers()
+        if name.rpartition('.')[0] not in unused and not name.endswith('num_batches_tracked')
+    }
     reference.assert_norms(statistics, recording.golden['train']['running_norms'])
 
 
 def test_batch_norms_count_one_update_a_step(recording):
     unused = {name.rpartition('.')[0] for name in recording.golden['train']['no_gradient']}
-    assert {buffer.item() for name, buffer in recording.net.named_buffers()
-            if name.endswith('num_batches_tracked') and name.rpartition('.')[0] not in unused} == {1}
+    assert {
+        buffer.item()
+        for name, buffer in recording.net.named_buffers()
+        if name.endswith('num_batches_tracked') and name.rpartition('.')[0] not in unused
+    } == {1}
 
 
 @pytest.mark.parametrize('name', [name for name in reference.load('golden_sizes') if '/' not in name])

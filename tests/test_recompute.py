@@ -48,8 +48,9 @@ def test_only_the_input_is_kept():
     for net in nets():
         block = net.features.denseblock1.train()
         kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor, kept=kept: kept.append(tensor) or tensor,
-                                                      lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, kept=kept: kept.append(tensor) or tensor, lambda tensor: tensor
+        ):
             block(torch.randn(2, 64, 8, 8, requires_grad=True))
         saved.append(len(kept))
     assert saved[0] > 20
@@ -58,8 +59,9 @@ def test_only_the_input_is_kept():
 
 def test_a_compiled_step_is_the_same():
     plain, net = nets()
-    torch.testing.assert_close(step(torch.compile(net, backend='aot_eager', fullgraph=True)), step(plain),
-                               rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        step(torch.compile(net, backend='aot_eager', fullgraph=True)), step(plain), rtol=1e-3, atol=1e-3
+    )
     assert {norm.num_batches_tracked.item() for norm in net.modules() if isinstance(norm, nn.BatchNorm2d)} == {1}
 
 

@@ -1,6 +1,6 @@
 """Prints the table of the classifiers that the README shows.
 
-    python -m tools.model_table
+python -m tools.model_table
 """
 
 import torch
