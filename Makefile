@@ -5,11 +5,11 @@ RUN := .venv/bin/python
 SAMPLE := runs/sample
 DEMO := runs/demo
 # About 7,000 images in float32: four minutes on two cores.
-IMAGENET_RECIPE := --image-size 64 -b 16 -g 1 --lr 0.02 --epochs 7 --decay-epochs 5
+IMAGENET_RECIPE := --image-size 64 -b 16 -g 1 --lr 0.02 --epochs 7 --decay-epochs 5 -p 20
 
 CLASSIFIER := $(DEMO)/imagenet/resnext50_elastic_checkpoint.pth.tar
 # About 3,200 images, larger: three more minutes.
-COCO_RECIPE := --image-size 96 -b 8 -g 1 --lr 0.01 --epochs 8 --decay-epochs 6
+COCO_RECIPE := --image-size 96 -b 8 -g 1 --lr 0.01 --epochs 8 --decay-epochs 6 -p 20
 
 .PHONY: demo test test-all lint clean
 

@@ -76,20 +76,26 @@ class Log:
 
 
 def draw_curves(epochs: list[dict[str, Any]], picture: Path, columns: int = 4) -> None:
-    """One panel per number that both parts report: training and validation over the epochs."""
-    quantities = [name for name, value in epochs[-1]['train'].items() if isinstance(value, float)]
-    rows = -(-len(quantities) // columns)
-    columns = min(columns, len(quantities))
+    """One panel per number that training or validation reports, over the epochs."""
+    parts = {part: [record for record in epochs if part in record] for part in ('train', 'val')}
+    names = [name for part, records in parts.items() if records for name in records[-1][part]]
+    quantities = [name for name in dict.fromkeys(names) if _is_curve(name, parts)]
+    rows, columns = -(-len(quantities) // columns), min(columns, len(quantities))
     figure = Figure(figsize=(4 * columns, 3 * rows), layout='tight')
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for panel, quantity in zip(panels, quantities, strict=False):
-        for part in ('train', 'val'):
-            points = [(record['epoch'] + 1, record[part][quantity]) for record in epochs if part in record]
-            panel.plot(*zip(*points, strict=True), marker='.', label=part)
+    for place, quantity in enumerate(quantities, 1):
+        panel = figure.add_subplot(rows, columns, place)
+        for part, records in parts.items():
+            points = [(record['epoch'] + 1, record[part][quantity]) for record in records if quantity in record[part]]
+            panel.plot([x for x, _ in points], [y for _, y in points], marker='.', label=part)
         panel.set(title=quantity, xlabel='epochs done', ylim=(0, None))
         panel.grid(alpha=0.3)
-    panels[0].legend()
+        if place == 1:
+            panel.legend()
     figure.savefig(picture, dpi=100)
+
+
+def _is_curve(name: str, parts: dict[str, list[dict[str, Any]]]) -> bool:
+    return all(isinstance(record[part].get(name, 0.0), float) for part, records in parts.items() for record in records)
 
 
 def git_commit() -> str | None:
