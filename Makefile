@@ -37,7 +37,7 @@ clean:
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3"; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }  # Debian: apt install python3-venv
 
 .venv/installed: requirements.txt | .venv/bin/python
 	$(RUN) -m pip install --quiet -r requirements.txt

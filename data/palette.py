@@ -1,6 +1,14 @@
-"""The palette of PASCAL VOC's masks."""
+"""The palette of PASCAL VOC's masks.
+
+    python data/palette.py                                       writes data/pascal_seg_colormap.mat anew
+"""
+
+from pathlib import Path
 
 import numpy as np
+from scipy.io import savemat
+
+MAT_FILE = Path(__file__).resolve().parent / 'pascal_seg_colormap.mat'
 
 
 def voc_palette() -> np.ndarray:
@@ -13,3 +21,12 @@ def voc_palette() -> np.ndarray:
     for bit in range(8):
         palette[:, bit % 3] |= (labels >> bit & 1) << (7 - bit // 3)
     return palette
+
+
+def write_mat(path: Path) -> None:
+    """The palette as `colormap`, 256 x 3 doubles in 0..1, in the format of the reference's file."""
+    savemat(path, {'colormap': voc_palette() / 255})
+
+
+if __name__ == '__main__':
+    write_mat(MAT_FILE)

@@ -1,0 +1,53 @@
+"""Intersection over union from one confusion matrix, counted on the device."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.distributed import sum_over_processes
+
+IGNORED = 255  # the label of pixels that do not count
+
+
+class ConfusionMatrix:
+    """How often each true class was predicted as each class: C x C, rows true, columns predicted."""
+
+    def __init__(self, device: torch.device, classes: list[str]):
+        self.classes = classes
+        self.counts = torch.zeros(len(classes), len(classes), dtype=torch.int64, device=device)
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Count pixels: class indices of one shape; targets of 255 are left out."""
+        total = len(self.classes)
+        predictions, targets = predictions.flatten().long(), targets.flatten().long()
+        cells = torch.where(targets == IGNORED, total * total, targets * total + predictions)
+        self.counts += torch.bincount(cells, minlength=total * total + 1)[:-1].view(total, total)
+
+    def reduce(self) -> None:
+        """Let every process have the counts of all."""
+        self.counts = sum_over_processes(self.counts)
+
+    def compute(self) -> dict[str, Any]:
+        """In %: `iou` per class, 0 where a class is in neither truth nor prediction, and its mean over all classes
+        (`miou`); the mean over the classes in either (`miou_present`), and how many these are (`present`)."""
+        counts = self.counts.cpu().double()
+        hits = counts.diagonal()
+        union = counts.sum(0) + counts.sum(1) - hits
+        iou = 100 * hits / union.clamp(min=1)
+        present = union > 0
+        of_present = iou[present].mean().item() if present.any() else 0.0
+        return {
+            'miou': iou.mean().item(),
+            'miou_present': of_present,
+            'present': int(present.sum()),
+            'iou': dict(zip(self.classes, iou.tolist(), strict=True)),
+        }
+
+    def summary(self) -> str:
+        """A line per class, the mean over all, and the mean over the classes present."""
+        result = self.compute()
+        lines = [f'IoU {name}: {value:.2f}' for name, value in result['iou'].items()]
+        lines.append(f'Mean IoU: {result["miou"]:.2f}')
+        lines.append(f'Mean IoU over the {result["present"]} classes present: {result["miou_present"]:.2f}')
+        return '\n'.join(lines)
