@@ -20,7 +20,7 @@ demo: .venv/installed
 	$(RUN) multilabel_classify.py $(SAMPLE)/coco $(COCO_RECIPE) --resume $(CLASSIFIER) --output $(DEMO)/coco --auto-resume
 	$(RUN) -m tools.prediction_sheet $(DEMO)/coco/coco_resnext50_elastic_checkpoint.pth.tar $(SAMPLE)/coco \
 		$(DEMO)/coco/predictions.png --image-size 96
-	@echo "Look at $(DEMO)/imagenet/curves.png, $(DEMO)/coco/curves.png and $(DEMO)/coco/predictions.png; make clean removes all."
+	@echo "Look at $(DEMO)/imagenet/curves.png, $(DEMO)/coco/curves.png and $(DEMO)/coco/predictions.png; make clean removes the demo."
 
 test: .venv/installed-dev lint
 	$(RUN) -m pytest -m "not slow"
@@ -32,7 +32,7 @@ lint: .venv/installed-dev
 	$(RUN) -m ruff check .
 
 clean:
-	rm -rf runs
+	rm -rf $(SAMPLE) $(DEMO)
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
