@@ -48,7 +48,7 @@ def squashed(size: int) -> transforms.Compose:
     return transforms.Compose([transforms.Resize((size, size)), transforms.PILToTensor()])
 
 
-def open_part(folder: Path, part: str, year: int, transform: Callable[[Any], Tensor]) -> MultiLabelImages:
+def open_part(folder: Path, part: str, year: str, transform: Callable[[Any], Tensor]) -> MultiLabelImages:
     """FOLDER/PARTYEAR with FOLDER/annotations/instances_PARTYEAR.json; UserError if files are missing or wrong."""
     images = folder / f'{part}{year}'
     if not images.is_dir():
