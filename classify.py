@@ -11,7 +11,9 @@ of 256 as if on 8 GPUs, 120 epochs, the learning rate divided by 10 every 30.
 from argparse import Namespace
 from pathlib import Path
 
+import torch
 from torch.nn.functional import cross_entropy
+from torch.optim import SGD
 
 import models
 from utils.arguments import Parser, add_loop_arguments, add_recipe_arguments, add_run_arguments, positive
@@ -39,16 +41,20 @@ def main(args: Namespace) -> None:
         train_set, val_set = None, open_folder(args.data / 'val', central_crop(args.image_size))
     else:
         train_set, val_set = open_train_and_val(args.data, args.image_size)
+    torch.manual_seed(args.seed or 0)
+    model = models.build_classifier(args.arch, len(val_set.classes))
     task = Task(
         name='imagenet',
         files=Files(f'{args.arch}_checkpoint.pth.tar', Best('model_best.pth.tar', metric='err1', key='best_err1')),
+        classes=val_set.classes,
+        model=model,
+        optimizer=SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay),
+        loss=cross_entropy,
+        learning_rate=lambda epoch: step_decay(args.lr, epoch, args.decay_epochs),
         train_set=train_set,
         val_set=val_set,
-        classes=val_set.classes,
-        loss=cross_entropy,
         train_metrics=TopErrors,
         val_metrics=TopErrors,
-        learning_rate=lambda epoch, step: step_decay(args.lr, epoch, args.decay_epochs),
     )
     carry_out(task, args)
 

@@ -13,6 +13,9 @@ from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
+import torch
+from torch.optim import SGD
+
 import models
 from utils.arguments import Parser, add_loop_arguments, add_recipe_arguments, add_run_arguments, natural
 from utils.coco import open_part, squashed
@@ -45,16 +48,20 @@ def main(args: Namespace) -> None:
     if train_set and train_set.table.classes != classes:
         differing = sorted(set(train_set.table.classes) ^ set(classes)) or ['their order']
         raise UserError(f'{args.data}: train and val must have the same categories; they differ in {named(differing)}')
+    torch.manual_seed(args.seed or 0)
+    model = models.build_classifier(args.arch, len(classes))
     task = Task(
         name='coco',
         files=Files(f'coco_{args.arch}_checkpoint.pth.tar'),
+        classes=classes,
+        model=model,
+        optimizer=SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay),
+        loss=multilabel_loss,
+        learning_rate=lambda epoch: milestones(args.lr, epoch, args.decay_epochs),
         train_set=train_set,
         val_set=val_set,
-        classes=classes,
-        loss=multilabel_loss,
         train_metrics=partial(MultiLabelCounts, classes=classes),
         val_metrics=partial(MultiLabelScores, classes=classes),
-        learning_rate=lambda epoch, step: milestones(args.lr, epoch, args.decay_epochs),
     )
     carry_out(task, args)
 

@@ -1,13 +1,15 @@
 """DeepLabv3 (Chen et al. 2017) on ResNeXt: the classifier's trunk with a dilated stage 4, and ASPP as its head."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.recompute import recompute, set_momentum, twice
+from models.initial import fan_out_normal
+from models.norm import set_momentum, twice
+from models.recompute import recompute
 from models.resnext import EXPANSION, STAGE_PLANES, Trunk, stage, stages
 
 MULTI_GRID = 2, 4, 8  # dilations of stage 4, of stride 1: the output stride is 16
@@ -53,6 +55,8 @@ class DeepLab(Trunk):
 
     backbone: ClassVar[tuple[str, ...]] = 'conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4'
     heads: ClassVar[tuple[str, ...]] = ('aspp',)
+    untrained: ClassVar[tuple[str, ...]] = ()
+    smallest_batch: ClassVar[int] = 2  # to train on: of one image's global average nothing is left once normalised
 
     def __init__(
         self,
@@ -70,13 +74,12 @@ class DeepLab(Trunk):
         for block in self.blocks():
             set_momentum(block, twice(0.05))
         set_momentum(self.aspp, 0.0003)
-        self._initialize()
+        fan_out_normal(self)
 
-    def _initialize(self) -> None:
-        """N(0, sqrt(2 / (k*k*out))) for every conv weight; the rest as PyTorch makes it."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+    @staticmethod
+    def from_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a classifier's state has for this net, under this net's names: all but its fc."""
+        return {name: value for name, value in state.items() if name.partition('.')[0] != 'fc'}
 
     def features(self, x: Tensor) -> Tensor:
         """N x 3 x H x W -> N x 2048 x H/16 x W/16, rounded up."""

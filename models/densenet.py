@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.elastic import Split
+from models.initial import fan_out_normal
 from models.recompute import RecomputedSequential
 
 GROWTH = 32  # k of Huang et al.: a layer adds k channels, the stem has 2k, a bottleneck 4k
@@ -80,7 +81,7 @@ class DenseNet(nn.Module):
     `checkpoint_activations` the first block, the one with the largest maps, is recomputed in the backward pass.
     """
 
-    head: ClassVar[str] = 'classifier'
+    heads: ClassVar[tuple[str, ...]] = ('classifier',)
 
     def __init__(
         self,
@@ -104,13 +105,7 @@ class DenseNet(nn.Module):
         parts += [('norm_final', nn.BatchNorm2d(planes)), ('relu_final', nn.ReLU(inplace=True))]
         self.features = nn.Sequential(OrderedDict(parts))
         self.classifier = nn.Linear(planes, num_classes)
-        self._initialize()
-
-    def _initialize(self) -> None:
-        """Convs N(0, sqrt(2 / (k*k*out))), the classifier's bias 0; the rest as PyTorch makes it."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+        fan_out_normal(self)
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, x: Tensor) -> Tensor:

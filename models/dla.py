@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.elastic import SplitBottleneck
+from models.initial import fan_out_normal
 
 CHANNELS = (16, 32, 128, 256, 512, 1024)  # of levels 0-5; Yu et al., table 1, DLA-X
 
@@ -128,7 +129,7 @@ def _conv_level(in_planes: int, planes: int, depth: int, stride: int) -> nn.Sequ
 class DLA(nn.Module):
     """base_layer, levels 0-5 (two of convs, four of trees), global average pool, 1x1 conv as classifier."""
 
-    head: ClassVar[str] = 'fc'
+    heads: ClassVar[tuple[str, ...]] = ('fc',)
 
     def __init__(
         self,
@@ -151,13 +152,7 @@ class DLA(nn.Module):
         self.level4 = tree(depths[4], CHANNELS[3], CHANNELS[4], level_root=True)
         self.level5 = tree(depths[5], CHANNELS[4], CHANNELS[5], level_root=True)
         self.fc = nn.Conv2d(CHANNELS[5], num_classes, 1)
-        self._initialize()
-
-    def _initialize(self) -> None:
-        """N(0, sqrt(2 / (k*k*out))) for every conv weight, fc's too; the rest as PyTorch makes it."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+        fan_out_normal(self)  # fc, a conv, too
 
     def levels(self) -> list[nn.Module]:
         """Levels 0-5 in the order they run; level i gives N x CHANNELS[i] x H/2^i x W/2^i, rounded up."""

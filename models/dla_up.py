@@ -1,6 +1,6 @@
 """DLA-Up (Yu et al. 2018): segmentation by iterative deep aggregation of a DLA classifier's levels 1-5."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import dla
-from models.recompute import recompute, set_momentum, twice
+from models.initial import fan_out_normal
+from models.norm import set_momentum, twice
+from models.recompute import recompute
 
 
 def bilinear_up(planes: int, factor: int) -> nn.ConvTranspose2d:
@@ -79,6 +81,8 @@ class DLASegmenter(nn.Module):
 
     backbone: ClassVar[tuple[str, ...]] = ('base',)
     heads: ClassVar[tuple[str, ...]] = 'dla_up', 'fc'
+    untrained: ClassVar[tuple[str, ...]] = 'up', 'base.fc'  # in the released weights all the same
+    smallest_batch: ClassVar[int] = 1  # to train on
 
     def __init__(self, base: dla.DLA, num_classes: int = 21, *, checkpoint_activations: bool = False):
         super().__init__()
@@ -90,14 +94,12 @@ class DLASegmenter(nn.Module):
         for level in base.levels():
             set_momentum(level, twice(0.1))
         for part in (self.dla_up, self.fc):
-            self._initialize(part)
+            fan_out_normal(part)
 
     @staticmethod
-    def _initialize(part: nn.Module) -> None:
-        """N(0, sqrt(2 / (k*k*out))) for every conv weight; the rest as PyTorch makes it."""
-        for module in part.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+    def from_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a classifier's state has for this net, under this net's names: all of it, as `base`."""
+        return {f'base.{name}': value for name, value in state.items()}
 
     def levels(self, x: Tensor) -> list[Tensor]:
         """N x 3 x H x W -> levels 1-5, N x CHANNELS[i] x H/2^i x W/2^i, rounded up."""

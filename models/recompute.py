@@ -5,8 +5,9 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from models.norm import batch_norms
 
 
 @contextmanager
@@ -15,7 +16,7 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
     Not by track_running_stats = False: autograd would then save other tensors than in the first pass.
     """
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    norms = list(batch_norms(module))
     states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
@@ -44,15 +45,3 @@ class RecomputedSequential(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """As nn.Sequential."""
         return recompute(self, x, super().forward)
-
-
-def set_momentum(module: nn.Module, momentum: float) -> None:
-    """Give every BatchNorm in the module this momentum."""
-    for norm in module.modules():
-        if isinstance(norm, _BatchNorm):
-            norm.momentum = momentum
-
-
-def twice(momentum: float) -> float:
-    """The momentum of one update that equals two with `momentum` by the same batch."""
-    return 1 - (1 - momentum) ** 2

@@ -119,7 +119,7 @@ class Trunk(nn.Module):
 class ResNeXt(Trunk):
     """Trunk, global average pool, linear classifier."""
 
-    head: ClassVar[str] = 'fc'
+    heads: ClassVar[tuple[str, ...]] = ('fc',)
 
     def __init__(
         self,

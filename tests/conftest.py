@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 import models
 from models.elastic import SplitBottleneck
-from utils import coco, image_folder
+from utils import coco, image_folder, voc
 from utils.errors import exit_cleanly
 
 
 class TinyNet(nn.Module):
     """A stem, one elastic block, average pool and fc: trains in milliseconds, with batch norms and a head."""
 
-    head = 'fc'
+    heads = ('fc',)
 
     def __init__(self, num_classes: int = 1000):
         super().__init__()
@@ -33,10 +33,31 @@ class TinyNet(nn.Module):
         return self.fc(F.relu(self.bn3(self.block.merged(self.conv1(x)))).mean((2, 3)))
 
 
+class TinySegmenter(nn.Module):
+    """A 1x1 conv on the map of a TinyNet, resized to the input; like DLA's, it carries the classifier's fc along."""
+
+    backbone, heads, untrained, smallest_batch = ('base',), ('score',), ('base.fc',), 2
+
+    def __init__(self, num_classes: int = 21, checkpoint_activations: bool = False):
+        super().__init__()
+        self.base = TinyNet()
+        self.score = nn.Conv2d(16, num_classes, 1)
+
+    @staticmethod
+    def from_classifier(state):
+        return {f'base.{name}': value for name, value in state.items()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x 3 x H x W -> N x num_classes x H x W."""
+        features = F.relu(self.base.bn3(self.base.block.merged(self.base.conv1(x))))
+        return F.interpolate(self.score(features), x.shape[-2:], mode='bilinear')
+
+
 @pytest.fixture
 def tiny(monkeypatch):
-    """TinyNet under the name `tiny` in the registry."""
+    """TinyNet and TinySegmenter under the name `tiny` in the registries."""
     monkeypatch.setitem(models.classifiers, 'tiny', TinyNet)
+    monkeypatch.setitem(models.segmenters, 'tiny', TinySegmenter)
     return 'tiny'
 
 
@@ -107,5 +128,5 @@ def stop_at(monkeypatch, call, number=signal.SIGTERM):
             calls[0] += 1
         return load(path)
 
-    for module in image_folder, coco:
+    for module in image_folder, coco, voc:
         monkeypatch.setattr(module, 'open_image', counting)

@@ -16,8 +16,9 @@ from torchvision import transforms
 
 from tests.conftest import TinyNet
 from utils.accumulation import micro_batches
+from utils.batches import EvalBatches, TrainBatches
 from utils.compute import Compute
-from utils.data import DeviceLoader, EpochBatches, Seeded
+from utils.data import DeviceLoader, Seeded
 from utils.errors import UserError
 from utils.finite import FiniteLoss
 from utils.image_folder import central_crop, open_folder, random_crop
@@ -34,7 +35,7 @@ def updated(model, images, targets, accumulate):
     """The weights after one update from `accumulate` equal micro-batches, batch norm frozen."""
     model = copy.deepcopy(model).eval()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=0.01)
-    learner = Learner(model, model, cross_entropy, CPU, optimizer, lambda epoch, step: 0.1, accumulate)
+    learner = Learner(model, model, cross_entropy, CPU, optimizer, lambda epoch: 0.1, accumulate)
     learner.forward = lambda images, targets: (None, cross_entropy(model(images), targets))  # stays in float64
     for step in range(accumulate):
         chosen = slice(step * len(images) // accumulate, (step + 1) * len(images) // accumulate)
@@ -65,7 +66,7 @@ def test_micro_batches_stand_for_gpus():
 
 
 def test_epoch_holds_every_sample_once_in_a_new_order():
-    batches = EpochBatches(23, 4, seed=1, shuffle=True)
+    batches = TrainBatches(23, 4, seed=1, smallest=1)
     orders = []
     for epoch in 0, 1:
         batches.seek(epoch)
@@ -76,7 +77,7 @@ def test_epoch_holds_every_sample_once_in_a_new_order():
 
 
 def test_epoch_goes_on_from_any_batch():
-    batches = EpochBatches(23, 4, seed=1, shuffle=True, drop_last=True)
+    batches = TrainBatches(23, 4, seed=1)
     batches.seek(3)
     whole = list(batches)
     assert len(whole) == len(batches) == 5
@@ -112,7 +113,7 @@ def test_loader_gives_what_torchvisions_transforms_give(folder):
         ]
     )
     own, theirs = (open_folder(folder / 'val', transform) for transform in (central_crop(224), reference))
-    for images, targets in DeviceLoader(own, EpochBatches(len(own), 18), CPU, 0).epoch():
+    for images, targets in DeviceLoader(own, EvalBatches([range(len(own))], 18), CPU, 0):
         assert torch.equal(images, torch.stack([image for image, _ in theirs]))
         assert targets.tolist() == theirs.targets
         assert images.is_contiguous(memory_format=torch.channels_last)

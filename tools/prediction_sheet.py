@@ -19,9 +19,10 @@ from PIL import Image
 import models
 from utils import checkpoint
 from utils.arguments import Parser, positive
+from utils.batches import EvalBatches
 from utils.coco import MultiLabelImages, open_part, squashed
 from utils.compute import Compute
-from utils.data import DeviceLoader, EpochBatches
+from utils.data import DeviceLoader
 from utils.errors import UserError, exit_cleanly
 from utils.restore import Identity, load_for_evaluation
 
@@ -57,9 +58,9 @@ def predict(args: Namespace, data: MultiLabelImages, chosen: np.ndarray) -> np.n
     compute, classes = Compute(), data.table.classes
     model = compute.place(models.build_classifier(arch, len(classes))).eval()
     load_for_evaluation(model, found, Identity('coco', arch, classes))
-    loader = DeviceLoader(torch.utils.data.Subset(data, chosen), EpochBatches(len(chosen), 16), compute, workers=0)
+    loader = DeviceLoader(data, EvalBatches([chosen], 16), compute, workers=0)
     with torch.inference_mode():
-        return torch.cat([model(images).sigmoid() for images, _ in loader.epoch()]).cpu().numpy()
+        return torch.cat([model(images).sigmoid() for images, _ in loader]).cpu().numpy()
 
 
 def draw_sheet(

@@ -3,13 +3,15 @@
 from utils.errors import UserError
 
 
-def micro_batches(batch_size: int, num_gpus: int, devices: int, training: bool) -> tuple[int, int]:
+def micro_batches(batch_size: int, num_gpus: int | None, devices: int, training: bool) -> tuple[int, int]:
     """The size of a micro-batch and how many of them make an update, on `devices` devices at once.
 
     The reference trained on 8 GPUs and normalised batches per GPU; the same statistics on fewer devices need
     micro-batches of the same size: batch_size / k with k = num_gpus / devices. Evaluation only takes the size.
+    None: as on the devices there are.
     Raises UserError when training with numbers that do not divide.
     """
+    num_gpus = num_gpus or devices
     if training and num_gpus % devices:
         raise UserError(f'--num-gpus {num_gpus} is no multiple of the {devices} devices that are visible')
     count = max(num_gpus // devices, 1)

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
+
+Runner = Callable[[Tensor], Tensor]  # a net as it is called: images N x 3 x H x W -> outputs
 
 DTYPES = {'off': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -24,13 +27,14 @@ class Compute:
 
     @property
     def devices(self) -> int:
-        """How many devices one process uses: all visible GPUs, through DataParallel, as the reference did."""
-        return torch.cuda.device_count() if self.device.type == 'cuda' else 1
+        """How many devices one process uses: all visible GPUs, through DataParallel, as the reference did, or the
+        one that is numbered."""
+        return torch.cuda.device_count() if self.device == torch.device('cuda') else 1
 
     def place(self, model: nn.Module) -> nn.Module:
         return model.to(self.device, memory_format=self.layout)
 
-    def runner(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+    def runner(self, model: nn.Module) -> Runner:
         """How the placed model is called: over all GPUs and compiled where asked. Its state stays in `model`."""
         runner = nn.DataParallel(model) if self.devices > 1 else model
         return torch.compile(runner) if self.compile else runner
@@ -46,6 +50,12 @@ class Compute:
         """Move a batch N x 3 x H x W to the device, in its layout."""
         return images.to(self.device, memory_format=self.layout, non_blocking=True)
 
+    def targets(self, targets: Any) -> Any:
+        """Move a tensor, or a named tuple of tensors, to the device."""
+        if isinstance(targets, Tensor):
+            return targets.to(self.device, non_blocking=True)
+        return type(targets)(*map(self.targets, targets))
+
     def __str__(self) -> str:
         name = torch.cuda.get_device_name() if self.device.type == 'cuda' else self.device.type
         count = f'{self.devices} x ' if self.devices > 1 else ''
@@ -54,10 +64,11 @@ class Compute:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first of cuda, mps, cpu that is there; UserError for a device that is not."""
-    present = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
+    """`auto` is the first of cuda, mps, cpu that is there, `cuda:1` the second GPU; UserError for one that is not."""
+    gpus = [f'cuda:{index}' for index in range(torch.cuda.device_count())]
+    present = [*['cuda'] * bool(gpus), *['mps'] * torch.backends.mps.is_available(), 'cpu', *gpus]
     if name == 'auto':
-        name = next(kind for kind, there in present.items() if there)
-    if not present[name]:
-        raise UserError(f'--device {name}: no such device here')
+        name = present[0]
+    if name not in present:
+        raise UserError(f'--device {name}: no such device here; there are {", ".join(present)}')
     return torch.device(name)

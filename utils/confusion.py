@@ -30,12 +30,12 @@ class ConfusionMatrix:
 
     def compute(self) -> dict[str, Any]:
         """In %: `iou` per class, 0 where a class is in neither truth nor prediction, and its mean over all classes
-        (`miou`); the mean over the classes in either (`miou_present`), and how many these are (`present`)."""
+        (`miou`); the mean over the classes that the truth holds (`miou_present`), and their number (`present`)."""
         counts = self.counts.cpu().double()
         hits = counts.diagonal()
         union = counts.sum(0) + counts.sum(1) - hits
         iou = 100 * hits / union.clamp(min=1)
-        present = union > 0
+        present = counts.sum(1) > 0
         of_present = iou[present].mean().item() if present.any() else 0.0
         return {
             'miou': iou.mean().item(),
@@ -43,11 +43,3 @@ class ConfusionMatrix:
             'present': int(present.sum()),
             'iou': dict(zip(self.classes, iou.tolist(), strict=True)),
         }
-
-    def summary(self) -> str:
-        """A line per class, the mean over all, and the mean over the classes present."""
-        result = self.compute()
-        lines = [f'IoU {name}: {value:.2f}' for name, value in result['iou'].items()]
-        lines.append(f'Mean IoU: {result["miou"]:.2f}')
-        lines.append(f'Mean IoU over the {result["present"]} classes present: {result["miou_present"]:.2f}')
-        return '\n'.join(lines)

@@ -1,4 +1,4 @@
-"""Loading: which samples when, their augmentation, and batches on the device.
+"""Loading: seeded augmentation, and batches on the device.
 
 Augmentation is drawn from (seed, epoch, sample), so neither the number of workers nor an interruption changes it.
 """
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from utils.batches import EvalBatches, TrainBatches
 from utils.compute import Compute
 from utils.errors import UserError
 from utils.interrupt import obey_parent_only
@@ -37,35 +38,10 @@ class Seeded(Dataset):
                 return error
 
 
-class EpochBatches(Sampler):
-    """Batches of (epoch, index), shuffled anew from (seed, epoch), from any position inside an epoch on."""
-
-    def __init__(self, samples: int, batch_size: int, seed: int = 0, shuffle: bool = False, drop_last: bool = False):
-        self.samples, self.batch_size, self.seed = samples, batch_size, seed
-        self.shuffle, self.drop_last = shuffle, drop_last
-        self.epoch = self.start = 0
-
-    def seek(self, epoch: int, start: int = 0) -> None:
-        """Let the next iteration be that of `epoch`, without its first `start` batches."""
-        self.epoch, self.start = epoch, start
-
-    def __len__(self) -> int:
-        """Batches in a whole epoch."""
-        return self.samples // self.batch_size if self.drop_last else -(-self.samples // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.arange(self.samples)
-        if self.shuffle:
-            np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-        for batch in range(self.start, len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, int(index)) for index in chosen]
-
-
 class DeviceLoader:
-    """Batches of a dataset of (uint8 image 3 x H x W, target) pairs, on the device, the images normalised there."""
+    """Batches of a dataset of (uint8 image, target) pairs, on the device, the images normalised there."""
 
-    def __init__(self, dataset: Dataset, batches: EpochBatches, compute: Compute, workers: int):
+    def __init__(self, dataset: Dataset, batches: TrainBatches | EvalBatches, compute: Compute, workers: int):
         self.batches, self.compute = batches, compute
         self.samples = Seeded(dataset, batches.seed)
         workers = min(workers, available_cores())
@@ -83,18 +59,21 @@ class DeviceLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch from the one numbered `start` on. Raises the UserError of a sample that has one."""
-        self.batches.seek(epoch, start)
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+        """All batches, or those from where training batches were told to seek. Raises a sample's UserError."""
         for batch in self.loader:
             if isinstance(batch, UserError):
                 raise batch
             images, targets = batch
-            yield self.normalise(self.compute.images(images)), targets.to(self.compute.device, non_blocking=True)
+            yield self.normalise(self.compute.images(images)), self.compute.targets(targets)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 N x 3 x H x W to float32: to 0..1, then by ImageNet's mean and standard deviation."""
-        return images.float().div_(255).sub_(self.mean).div_(self.std)
+        """uint8 N x 3 x H x W to float32: to 0..1, then by ImageNet's mean and standard deviation.
+
+        A fourth channel is 1 where a pixel is of the image and 0 where it was added around it: that is 0 in the result.
+        """
+        pixels = images[:, :3].float().div_(255).sub_(self.mean).div_(self.std)
+        return pixels if images.shape[1] == 3 else self.compute.images(pixels.mul_(images[:, 3:]))
 
 
 def collate(samples: Sequence[Any]) -> Any:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from utils.compute import Compute
+from utils.compute import Compute, Runner
 
 
 @dataclass
@@ -14,17 +15,17 @@ class Learner:
     """A net with all that an update of its weights needs."""
 
     model: nn.Module  # bare: the state that checkpoints hold
-    runner: Callable[[Tensor], Tensor]  # the same net as it is called: compiled, over several devices
-    loss: Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> mean loss ()
+    runner: Runner  # the same net as it is called: compiled, over several devices
+    loss: Callable[[Tensor, Any], Tensor]  # (outputs, targets) -> mean loss ()
     compute: Compute
     optimizer: torch.optim.Optimizer
-    learning_rate: Callable[[int, int], float]  # of (epoch, micro-batch)
+    learning_rate: Callable[[float], float]  # of the epochs done, a part of one included
     accumulate: int = 1  # micro-batches per update
 
     def __post_init__(self):
         self.scaler = self.compute.scaler()
 
-    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
         """Outputs, in float32, and mean loss of a micro-batch."""
         with self.compute.autocast():
             outputs = self.runner(images)
@@ -36,9 +37,9 @@ class Learner:
         self.scaler.scale(loss / self.accumulate).backward()
 
     def update(self, learning_rate: float) -> None:
-        """Let the optimizer use the gradients, and clear them."""
+        """Let the optimizer use the gradients, and clear them. A group's `lr_scale` is a factor of its own."""
         for group in self.optimizer.param_groups:
-            group['lr'] = learning_rate
+            group['lr'] = learning_rate * group.get('lr_scale', 1)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()

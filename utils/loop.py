@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from models.norm import train_but_frozen_norms
 from utils.data import DeviceLoader
 from utils.interrupt import StopRequest
 from utils.learner import Learner
@@ -20,21 +21,23 @@ def train_epoch(learner: Learner, loader: DeviceLoader, metrics: Metrics, run: R
     The run is told wherever stopping loses nothing: after each update and at the end. Micro-batches at the epoch's
     end that do not fill an update are run and discarded, as in the reference.
     """
-    learner.model.train()
+    train_but_frozen_norms(learner.model)
     learner.optimizer.zero_grad()
     clock, steps, epoch, start = Clock(), len(loader), run.epoch, run.step
-    batches = run.reporter.bar(clock.measure(loader.epoch(epoch, start)), steps, start, f'Epoch {epoch}')
+    loader.batches.seek(epoch, start)
+    batches = run.reporter.bar(clock.measure(loader), steps, start, f'Epoch {epoch}')
     for step, (images, targets) in enumerate(batches, start):
         outputs, loss = learner.forward(images, targets)
         learner.backward(loss)
         run.finite.note(loss, epoch, step)
         metrics.update(loss, outputs.detach(), targets)
+        learning_rate = learner.learning_rate(epoch + step / steps)
         if learner.completes_update(step):
-            learner.update(learner.learning_rate(epoch, step))
+            learner.update(learning_rate)
         clock.tick()
         if step % run.reporter.every == 0:
             run.check_finite()
-            run.reporter.train_line(epoch, step, steps, clock, metrics)
+            run.reporter.train_line(epoch, step, steps, clock, learning_rate, metrics)
         if learner.completes_update(step) or step + 1 == steps:
             run.reached(step + 1)
     run.check_finite()
@@ -48,7 +51,7 @@ def evaluate(
     """What `metrics` computes over all batches of the loader. Raises Stopped after a signal."""
     learner.model.eval()
     clock, steps = Clock(), len(loader)
-    for step, (images, targets) in enumerate(reporter.bar(clock.measure(loader.epoch()), steps, label='Test')):
+    for step, (images, targets) in enumerate(reporter.bar(clock.measure(loader), steps, label='Test')):
         stop.check()
         outputs, loss = learner.forward(images, targets)
         metrics.update(loss, outputs, targets)
@@ -56,20 +59,20 @@ def evaluate(
         if step % reporter.every == 0:
             reporter.test_line(step, steps, clock, metrics)
     metrics.reduce()
-    reporter.say(metrics.summary())
-    return metrics.compute()
+    results = metrics.compute()
+    reporter.say(metrics.summary(results))
+    return results
 
 
 def fit(
     learner: Learner,
     loader: DeviceLoader,
     metrics: Callable[[], Metrics],
-    validate: Callable[[], dict[str, Any]],
+    validate: Callable[[], dict[str, Any]] | None,
     run: Run,
-    epochs: int,
 ) -> None:
-    """Train from where the run is until `epochs` are done, validating after each; if told to stop, save first."""
+    """Train from where the run is to its end, validating after each epoch if at all; if told to stop, save first."""
     with run.saved_when_stopped():
-        while run.epoch < epochs:
+        while run.epoch < run.epochs:
             trained = train_epoch(learner, loader, run.resumed_metrics(metrics()), run)
-            run.finish_epoch(trained, validate())
+            run.finish_epoch(train=trained, **({'val': validate()} if validate else {}))

@@ -20,11 +20,11 @@ class Metrics(Protocol):
     def progress(self) -> str:
         """The end of a printed line: last values and averages so far."""
 
-    def summary(self) -> str:
-        """What is printed at the end of an evaluation."""
-
     def compute(self) -> dict[str, Any]:
         """The results by name, for the log; the numbers among them are drawn as curves."""
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """What is printed of the results at the end of an evaluation."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a run resumed inside an epoch goes on counting from."""
@@ -62,13 +62,13 @@ class TopErrors:
             f'Err@5 {err5.value:.3f} ({err5.average:.3f})'
         )
 
-    def summary(self) -> str:
-        """The line that ends an evaluation."""
-        return f' * Err@1 {self.averages["err1"].average:.3f} Err@5 {self.averages["err5"].average:.3f}'
-
     def compute(self) -> dict[str, float]:
         """The averages: loss, err1 and err5 (in %)."""
         return {name: average.average for name, average in self.averages.items()}
+
+    def summary(self, results: dict[str, float]) -> str:
+        """The line that ends an evaluation."""
+        return f' * Err@1 {results["err1"]:.3f} Err@5 {results["err5"]:.3f}'
 
     def state_dict(self) -> dict[str, Any]:
         return {name: average.state_dict() for name, average in self.averages.items()}

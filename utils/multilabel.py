@@ -53,17 +53,17 @@ class MultiLabelCounts:
         loss, precision, recall = self.averages.values()
         return (
             f'Loss {loss.value:.4f} ({loss.average:.4f})\tPrecision {precision.value:.2f} ({precision.average:.2f})\t'
-            f'Recall {recall.value:.2f} ({recall.average:.2f})\n{self._results()}'
+            f'Recall {recall.value:.2f} ({recall.average:.2f})\n{_in_words(MultiLabelCounts.compute(self))}'
         )
-
-    def summary(self) -> str:
-        """The line that ends an evaluation."""
-        return f' * {self._results()}'
 
     def compute(self) -> dict[str, Any]:
         """Loss, and in % P_C, R_C, F_C (means over classes) and P_O, R_O, F_O (of summed counts)."""
         results = torch.cat([rates(self.counts).mean(1), rates(self.counts.sum(1))]).mul(100).tolist()
         return {'loss': self.averages['loss'].average, **dict(zip(NAMES, results, strict=True))}
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """The line that ends an evaluation."""
+        return f' * {_in_words(results)}'
 
     def state_dict(self) -> dict[str, Any]:
         averages = {name: average.state_dict() for name, average in self.averages.items()}
@@ -74,10 +74,6 @@ class MultiLabelCounts:
             average.load_state_dict(state['averages'][name])
         self.counts.copy_(state['counts'])
         self.by_size.copy_(state['by_size'])
-
-    def _results(self) -> str:
-        values = MultiLabelCounts.compute(self)
-        return ' '.join(f'{name} {values[name]:.2f}' for name in NAMES)
 
 
 class MultiLabelScores(MultiLabelCounts):
@@ -106,12 +102,11 @@ class MultiLabelScores(MultiLabelCounts):
         table = {'classes_without_positives': absent, 'classes': self._table(precision)}
         return {**super().compute(), 'mAP': mean, **recalls, **table}
 
-    def summary(self) -> str:
+    def summary(self, results: dict[str, Any]) -> str:
         """The line that ends an evaluation, and mAP and recall by size on one of their own."""
-        values = self.compute()
-        recalls = ' '.join(f'{size} {values[f"recall_{size}"]:.2f}' for size in SIZES)
-        absent = values['classes_without_positives']
-        return f'{super().summary()}\n   mAP {values["mAP"]:.2f} ({absent} classes absent) Recall {recalls}'
+        recalls = ' '.join(f'{size} {results[f"recall_{size}"]:.2f}' for size in SIZES)
+        absent = results['classes_without_positives']
+        return f'{super().summary(results)}\n   mAP {results["mAP"]:.2f} ({absent} classes absent) Recall {recalls}'
 
     def _table(self, average_precisions: Tensor) -> list[dict[str, Any]]:
         precisions = [None if value != value else 100 * value for value in average_precisions.tolist()]  # NaN: absent
@@ -119,6 +114,10 @@ class MultiLabelScores(MultiLabelCounts):
         rates_in_percent = (100 * rates(self.counts)).tolist()
         rows = zip(self.classes, self.counts[2].tolist(), *rates_in_percent, precisions, strict=True)
         return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _in_words(results: dict[str, Any]) -> str:
+    return ' '.join(f'{name} {results[name]:.2f}' for name in NAMES)
 
 
 def rates(counts: Tensor) -> Tensor:

@@ -33,11 +33,21 @@ class Reporter:
         on_terminal = sys.stdout.isatty() and sys.stderr.isatty()
         return tqdm(batches, label, total, initial=start, leave=False, disable=not on_terminal)
 
-    def train_line(self, epoch: int, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
+    def train_line(self, epoch: int, step: int, steps: int, clock: Clock, lr: float, metrics: Metrics) -> None:
         self.say(f'Epoch: [{epoch}][{step}/{steps}]\t{_times(clock)}\tData {_pair(clock.data)}\t{metrics.progress()}')
 
     def test_line(self, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
         self.say(f'Test: [{step}/{steps}]\t{_times(clock)}\t{metrics.progress()}')
+
+
+class SegmentationReporter(Reporter):
+    """The lines of segmentation, which the reference wrote otherwise: both count from 1, the second images."""
+
+    def train_line(self, epoch: int, step: int, steps: int, clock: Clock, lr: float, metrics: Metrics) -> None:
+        self.say(f'epoch: {epoch + 1}\titer: {step + 1}/{steps}\tlr: {lr:.6f}\t{metrics.progress()}')
+
+    def test_line(self, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
+        self.say(f'eval: {metrics.progress()}')
 
 
 class Log:

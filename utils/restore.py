@@ -1,6 +1,6 @@
 """From a checkpoint into a net: resume, where everything fits, and transfer, where exactly the head may differ."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,9 @@ def head_difference(checkpoint: Checkpoint, model: nn.Module, wanted: Identity) 
         raise UserError(f'{checkpoint.path}: a checkpoint of {checkpoint.arch}, not of --arch {wanted.arch}')
     if checkpoint.task not in (None, wanted.task):
         return f'its task is {checkpoint.task}, not {wanted.task}'
-    for name, value in head_state(model).items():
+    if _is_of_classifier(checkpoint, model):
+        return f'it holds no {" or ".join(model.heads)}, so it is of a classifier, or of another net'
+    for name, value in module_state(model, model.heads).items():
         saved = checkpoint.state_dict.get(name)
         if saved is not None and saved.shape != value.shape:
             return f'its head has {len(saved)} classes, not {len(value)}'
@@ -40,10 +42,19 @@ def head_difference(checkpoint: Checkpoint, model: nn.Module, wanted: Identity) 
     return ''
 
 
-def head_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state of the module that the net's class names as its head, under its full names."""
-    head = model.get_submodule(model.head)
-    return {f'{model.head}.{name}': value for name, value in head.state_dict().items()}
+def module_state(model: nn.Module, modules: Iterable[str]) -> dict[str, Tensor]:
+    """The state of the model's modules of these names, such as its heads, under its full names."""
+    return {
+        f'{module}.{name}': value
+        for module in modules
+        for name, value in model.get_submodule(module).state_dict().items()
+    }
+
+
+def _is_of_classifier(checkpoint: Checkpoint, model: nn.Module) -> bool:
+    """Whether the model is a segmenter and the checkpoint holds nothing of its heads."""
+    heads = module_state(model, model.heads)
+    return hasattr(model, 'from_classifier') and not any(name in checkpoint.state_dict for name in heads)
 
 
 def resume(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -60,11 +71,22 @@ def load_for_evaluation(model: nn.Module, checkpoint: Checkpoint, wanted: Identi
 
 
 def transfer(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
-    """Load all but the head, which stays as initialised; the names left out. UserError if anything else differs."""
-    head = head_state(model)
-    state = {name: value for name, value in checkpoint.state_dict.items() if name not in head}
-    _load(model, _with_counters(model, state) | head, checkpoint)
-    return list(head)
+    """Load all but the heads; the modules that so stay as initialised. UserError if anything else differs.
+
+    A segmenter also takes a classifier's state. What it only carries along and never trains is taken where it fits.
+    """
+    source = checkpoint.state_dict
+    if _is_of_classifier(checkpoint, model):
+        source = model.from_classifier(source)
+    fresh = [*model.heads, *(module for module in getattr(model, 'untrained', ()) if not _fits(model, module, source))]
+    own = module_state(model, fresh)
+    _load(model, _with_counters(model, {k: v for k, v in source.items() if k not in own}) | own, checkpoint)
+    return fresh
+
+
+def _fits(model: nn.Module, module: str, source: Mapping[str, Tensor]) -> bool:
+    own = module_state(model, [module])
+    return all(name in source and source[name].shape == value.shape for name, value in own.items())
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:

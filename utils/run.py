@@ -28,11 +28,37 @@ class Best:
 
 
 @dataclass(frozen=True)
+class Numbered:
+    """Checkpoints that are kept for good: of every `every` epochs, and of the run's last."""
+
+    pattern: str  # with {} for the number of epochs done
+    every: int
+
+    def name(self, epochs: int) -> str:
+        """That of the checkpoint of so many epochs."""
+        return self.pattern.format(epochs)
+
+    def due(self, epoch: int, epochs: int) -> bool:
+        """Whether one is kept of `epoch`, in a run of `epochs`."""
+        return epoch % self.every == 0 or epoch == epochs
+
+
+@dataclass(frozen=True)
 class Files:
-    """What a run calls its checkpoints: the last and, where one is kept, the best."""
+    """What a run calls its checkpoints: the last and, where they are kept, the best and the numbered ones."""
 
     last: str
     best: Best | None = None
+    numbered: Numbered | None = None
+
+    def names(self, epochs: int) -> list[str]:
+        """Those of all files that a run of so many epochs writes."""
+        names = [self.last]
+        if self.best:
+            names.append(self.best.name)
+        if self.numbered:
+            names += [self.numbered.name(n) for n in range(1, epochs + 1) if self.numbered.due(n, epochs)]
+        return names
 
 
 class Run:
@@ -44,13 +70,15 @@ class Run:
         files: Files,
         identity: Identity,
         learner: Learner,
+        epochs: int,
         plan: dict[str, int],  # what makes an epoch: a position inside one means nothing under another plan
         save_steps: int,
         reporter: Reporter,
         stop: StopRequest,
     ):
         self.folder, self.files, self.identity, self.learner = folder, files, identity, learner
-        self.plan, self.save_steps, self.reporter, self.stop = plan, save_steps, reporter, stop
+        self.epochs, self.plan, self.save_steps = epochs, plan, save_steps
+        self.reporter, self.stop = reporter, stop
         self.lock = output.lock(folder)
         self.log = Log(folder)
         self.finite = FiniteLoss(learner.compute.device)
@@ -65,8 +93,7 @@ class Run:
         if found and not head_difference(found, self.learner.model, self.identity):
             self._resume(found, seed)
             return
-        own = [self.files.last, *([self.files.best.name] if self.files.best else [])]
-        output.refuse_overwriting(*(self.folder / name for name in own))
+        output.refuse_overwriting(*(self.folder / name for name in self.files.names(self.epochs)))
         self.seed, self.epoch = seed or 0, start_epoch
         if found:
             fresh = transfer(self.learner.model, found)
@@ -102,14 +129,16 @@ class Run:
             self.reporter.say(f'=> {name}: saved at {where}; --resume {self.newest} goes on')
             raise
 
-    def finish_epoch(self, train: dict[str, Any], val: dict[str, Any]) -> None:
-        """Log the epoch and save it, also as the best if it is."""
+    def finish_epoch(self, **results: dict[str, Any]) -> None:
+        """Log the epoch's results in `train` and `val`, and save it, also as the best or numbered if it is."""
         names = [self.files.last]
-        if self.files.best and val[self.files.best.metric] <= self.best:
-            self.best = val[self.files.best.metric]
+        if self.files.best and results['val'][self.files.best.metric] <= self.best:
+            self.best = results['val'][self.files.best.metric]
             names.append(self.files.best.name)
+        if self.files.numbered and self.files.numbered.due(self.epoch + 1, self.epochs):
+            names.append(self.files.numbered.name(self.epoch + 1))
         learning_rate = self.learner.optimizer.param_groups[0]['lr']
-        self.log.note(epoch=self.epoch, lr=learning_rate, train=train, val=val, **self._best())
+        self.log.note(epoch=self.epoch, lr=learning_rate, **results, **self._best())
         self.epoch, self.step, self.metrics = self.epoch + 1, 0, None
         self.save(*names)
         self.log.draw()

@@ -1,0 +1,111 @@
+"""Builds PASCAL VOC's augmented training set from VOC 2012 and SBD (Hariharan et al. 2011).
+
+    python data/prepare_voc.py data/VOCdevkit/VOC2012 benchmark_RELEASE/dataset
+
+The first folder is VOC 2012's as it is unpacked, the second SBD's with cls/, train.txt and val.txt. Writes into the
+first one SegmentationClassAug/NAME.png, a mask per image, VOC's own where it has one, and the lists list/train_aug.txt
+(SBD's and VOC's training images without VOC's validation images: 10,582) and list/val.txt (VOC's: 1,449).
+"""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from shutil import copyfile
+
+if not __package__:  # run as a file: the packages are in the folder above
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+from PIL import Image
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+from tqdm import tqdm
+
+from data.palette import voc_palette
+from data.staging import staged_folder
+from utils.arguments import Parser
+from utils.errors import UserError, exit_cleanly, named
+from utils.voc import CLASSES, size_of
+
+COMPLETE = {'train_aug': 10582, 'val': 1449}  # images of the full data sets, as the papers that use them count
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument('voc', type=Path, metavar='VOC2012', help='with JPEGImages/, SegmentationClass/, ImageSets/')
+    parser.add_argument('sbd', type=Path, metavar='SBD', help='with cls/, train.txt and val.txt')
+    return parser
+
+
+def main(args: Namespace) -> None:
+    """Write masks and lists, all of them or none."""
+    lists = make_lists(args.voc, args.sbd)
+    check_images(args.voc, lists)
+    with staged_folder(args.voc / 'SegmentationClassAug') as masks, staged_folder(args.voc / 'list') as folder:
+        names = [name for part in lists.values() for name in part]
+        for name in tqdm(names, 'Masks', disable=None, leave=False):
+            write_mask(args.voc, args.sbd, name, masks / f'{name}.png')
+        for part, names in lists.items():
+            lines = [f'/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png\n' for name in names]
+            (folder / f'{part}.txt').write_text(''.join(lines))
+    for part, names in lists.items():
+        told = '' if len(names) == COMPLETE[part] else f', where the full sets have {COMPLETE[part]:,}'
+        print(f'{args.voc}/list/{part}.txt: {len(names):,} images{told}')
+
+
+def make_lists(voc: Path, sbd: Path) -> dict[str, list[str]]:
+    """The names of the images of both parts, sorted."""
+    own = {part: read_names(voc / 'ImageSets' / 'Segmentation' / f'{part}.txt') for part in ('train', 'val')}
+    theirs = [read_names(sbd / f'{part}.txt') for part in ('train', 'val')]
+    return {'train_aug': sorted(own['train'].union(*theirs) - own['val']), 'val': sorted(own['val'])}
+
+
+def read_names(path: Path) -> set[str]:
+    """A name per line; UserError if there is no file or nothing in it."""
+    if not path.is_file():
+        raise UserError(f'no list {path}')
+    names = set(path.read_text().split())
+    if not names:
+        raise UserError(f'{path} is empty')
+    return names
+
+
+def check_images(voc: Path, lists: dict[str, list[str]]) -> None:
+    """UserError if an image of the lists is not in JPEGImages."""
+    there = {path.stem for path in (voc / 'JPEGImages').glob('*.jpg')}
+    missing = [f'{name}.jpg' for names in lists.values() for name in names if name not in there]
+    if missing:
+        raise UserError(f'{voc / "JPEGImages"} lacks {len(missing)} images: {named(missing)}')
+
+
+def write_mask(voc: Path, sbd: Path, name: str, target: Path) -> None:
+    """The mask of an image as a palette picture: VOC's own as it is, or SBD's."""
+    own = voc / 'SegmentationClass' / f'{name}.png'
+    if own.is_file():
+        copyfile(own, target)
+        return
+    source = sbd / 'cls' / f'{name}.mat'
+    labels = read_sbd(source)
+    size = size_of(voc / 'JPEGImages' / f'{name}.jpg')
+    if labels.shape != size:
+        raise UserError(f'{source} is of {labels.shape} pixels, its image of {size}')
+    mask = Image.fromarray(labels)
+    mask.putpalette(voc_palette().tobytes())
+    mask.save(target)
+
+
+def read_sbd(path: Path) -> np.ndarray:
+    """Labels uint8 H x W: the field Segmentation of the struct GTcls; UserError that names the file if it lacks it."""
+    if not path.is_file():
+        raise UserError(f'no mask of {path.stem}, neither in VOC nor {path}')
+    try:
+        labels = loadmat(path, variable_names=['GTcls'])['GTcls'][0, 0]['Segmentation']
+    except (KeyError, ValueError, IndexError, TypeError, NotImplementedError, OSError, MatReadError) as error:
+        raise UserError(f'{path} holds no GTcls.Segmentation ({error})') from error
+    if labels.ndim != 2 or labels.min() < 0 or labels.max() >= len(CLASSES):
+        raise UserError(f'{path}: labels must be H x W, from 0 to {len(CLASSES) - 1}')
+    return labels.astype(np.uint8)
+
+
+if __name__ == '__main__':
+    exit_cleanly(lambda: main(make_parser().parse_args()))

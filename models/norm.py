@@ -1,0 +1,36 @@
+"""What is done to all batch norms of a net at once."""
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def batch_norms(module: nn.Module) -> Iterator[_BatchNorm]:
+    """Every batch norm in the module."""
+    return (m for m in module.modules() if isinstance(m, _BatchNorm))
+
+
+def set_momentum(module: nn.Module, momentum: float) -> None:
+    """Give every batch norm in the module this momentum."""
+    for norm in batch_norms(module):
+        norm.momentum = momentum
+
+
+def twice(momentum: float) -> float:
+    """The momentum of one update that equals two with `momentum` by the same batch."""
+    return 1 - (1 - momentum) ** 2
+
+
+def freeze_norms(net: nn.Module) -> nn.Module:
+    """Leave weights, biases and, in `train_but_frozen_norms`, statistics of all batch norms as they are."""
+    for norm in batch_norms(net):
+        norm.requires_grad_(False)
+    return net
+
+
+def train_but_frozen_norms(net: nn.Module) -> None:
+    """Training mode, in which batch norms that do not learn normalise by their running statistics and keep them."""
+    net.train()
+    for norm in batch_norms(net):
+        norm.train(norm.weight.requires_grad)

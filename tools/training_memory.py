@@ -1,0 +1,95 @@
+"""Peak memory of a training step of the segmenters, activations kept or recomputed.
+
+    python -m tools.training_memory                              all six nets, 1, 2 and 4 images of 513 x 513
+    python -m tools.training_memory --nets dla60x --batches 16 --device cuda
+
+Each figure is from a process of its own: on a CPU the peak of its resident memory, less what it needed before the net
+was built; on a GPU the peak of what was allocated there. Where a table has two batches or more, a column says what
+their growth gives for 16. ASPP cannot be trained on a single image: there, batch norms are frozen.
+"""
+
+import resource
+import subprocess
+import sys
+from argparse import Namespace
+
+import torch
+
+import models
+from models.norm import freeze_norms, train_but_frozen_norms
+from utils.arguments import Parser, positive
+from utils.compute import Compute
+from utils.errors import exit_cleanly
+from utils.learner import Learner
+from utils.segmentation import segmentation_loss
+from utils.voc import CLASSES, Target
+
+RECIPE = 16  # images per update
+UNITS = 1 if sys.platform == 'darwin' else 1024  # of getrusage's maximum, in bytes
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    nets = list(models.segmenters)
+    parser.add_argument('--nets', nargs='+', choices=nets, default=nets, metavar='ARCH', help=', '.join(nets))
+    parser.add_argument('--batches', nargs='+', type=positive, default=[1, 2, 4], metavar='N', help='images per step')
+    parser.add_argument('--crop-size', type=positive, default=513, metavar='PIXELS', help='side of the images')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='where the step runs')
+    parser.add_argument('--amp', choices=['off', 'bf16', 'fp16'], default='off', help='mixed precision')
+    parser.add_argument('--one', nargs=3, metavar=('ARCH', 'N', 'KIND'), help='print the bytes of a single step')
+    return parser
+
+
+def main(args: Namespace) -> None:
+    """Print the table, in GiB."""
+    if args.one:
+        arch, batch, kind = args.one
+        print(peak_of_step(arch, int(batch), kind == 'recomputed', args))
+        return
+    batches = sorted(args.batches)
+    follows = f' {RECIPE} (from the growth) |' * (len(batches) > 1)
+    print(f'| net | activations | {" | ".join(map(str, batches))} |{follows}')
+    print(f'| --- | --- |{" ---: |" * (len(batches) + bool(follows))}')
+    for arch in args.nets:
+        for kind in 'kept', 'recomputed':
+            peaks = [peak_in_process(arch, batch, kind, args) / 2**30 for batch in batches]
+            if follows:
+                growth = (peaks[-1] - peaks[-2]) / (batches[-1] - batches[-2])
+                peaks.append(peaks[-1] + growth * (RECIPE - batches[-1]))
+            print(f'| {arch} | {kind} | {" | ".join(f"{peak:.1f}" for peak in peaks)} |', flush=True)
+
+
+def peak_in_process(arch: str, batch: int, kind: str, args: Namespace) -> int:
+    """Bytes that a step takes, measured in a process of its own."""
+    step = ['--one', arch, str(batch), kind, '--crop-size', str(args.crop_size)]
+    command = [sys.executable, '-m', 'tools.training_memory', *step, '--device', args.device, '--amp', args.amp]
+    return int(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+
+
+def peak_of_step(arch: str, batch: int, recomputed: bool, args: Namespace) -> int:
+    """Bytes that building the net and training it for two steps takes; the second has momentum."""
+    before = resident()
+    compute = Compute(args.device, args.amp)
+    model = models.build_segmenter(arch, len(CLASSES), checkpoint_activations=recomputed)
+    if batch < model.smallest_batch:
+        freeze_norms(model)
+    model = compute.place(model)
+    train_but_frozen_norms(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.007, 0.9)
+    learner = Learner(model, model, segmentation_loss, compute, optimizer, lambda epoch: 0.007)
+    images = compute.images(torch.randn(batch, 3, args.crop_size, args.crop_size))
+    labels = torch.randint(0, len(CLASSES), (batch, args.crop_size, args.crop_size), dtype=torch.uint8)
+    targets = compute.targets(Target(labels, torch.arange(batch)))
+    for _ in range(2):
+        learner.backward(learner.forward(images, targets)[1])
+        learner.update(0.007)
+    return torch.cuda.max_memory_allocated() if args.device == 'cuda' else resident() - before
+
+
+def resident() -> int:
+    """The peak of this process's resident memory so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNITS
+
+
+if __name__ == '__main__':
+    exit_cleanly(lambda: main(make_parser().parse_args()))

@@ -1,0 +1,91 @@
+"""Loss and metrics of segmentation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from utils.confusion import IGNORED, ConfusionMatrix
+from utils.meters import Average
+from utils.voc import Target
+
+
+def segmentation_loss(outputs: Tensor, targets: Target) -> Tensor:
+    """Cross-entropy of logits or log-probabilities N x C x H x W, mean over the pixels that count; 0 if none does."""
+    labels = targets.labels.long()
+    total = cross_entropy(outputs, labels, ignore_index=IGNORED, reduction='sum')
+    return total / (labels != IGNORED).sum().clamp(min=1)
+
+
+class RunningLoss:
+    """The loss of the last batch and its exponential average, as printed in training; their mean is logged."""
+
+    decay = 0.99  # the reference's
+
+    def __init__(self, device: torch.device):
+        self.loss = Average(device)
+        self.smooth: Tensor | None = None
+
+    def update(self, loss: Tensor, outputs: Tensor, targets: Target) -> None:
+        """Count a batch's mean loss ()."""
+        self.loss.update(loss, len(outputs))
+        before = self.loss.last if self.smooth is None else self.smooth
+        self.smooth = self.decay * before + (1 - self.decay) * self.loss.last
+
+    def reduce(self) -> None:
+        self.loss.reduce()
+
+    def progress(self) -> str:
+        """Last value and exponential average, in the reference's form."""
+        return f'loss: {self.loss.value:.4f} ({self.smooth.item():.4f})'
+
+    def compute(self) -> dict[str, float]:
+        """The mean over all images."""
+        return {'loss': self.loss.average}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {'loss': self.loss.state_dict(), 'smooth': None if self.smooth is None else self.smooth.item()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.loss.load_state_dict(state['loss'])
+        if state['smooth'] is not None:
+            self.smooth = torch.full_like(self.loss.last, state['smooth'])
+
+
+class SegmentationScores:
+    """Intersection over union of the classes; hands the predictions on to be kept."""
+
+    def __init__(
+        self, device: torch.device, classes: list[str], images: int, keep: Callable[[Tensor, list[int]], None]
+    ):
+        self.confusion, self.loss = ConfusionMatrix(device, classes), Average(device)
+        self.done, self.images, self.keep = 0, images, keep
+
+    def update(self, loss: Tensor, outputs: Tensor, targets: Target) -> None:
+        """Count a batch: its mean loss (), scores N x C x H x W, labels and indices."""
+        predictions = outputs.argmax(1).to(torch.uint8)
+        self.loss.update(loss, len(predictions))
+        self.confusion.update(predictions, targets.labels)
+        self.done += len(predictions)
+        self.keep(predictions.cpu(), targets.index.tolist())
+
+    def reduce(self) -> None:
+        self.confusion.reduce()
+        self.loss.reduce()
+
+    def progress(self) -> str:
+        """How many images are done."""
+        return f'{self.done}/{self.images}'
+
+    def compute(self) -> dict[str, Any]:
+        """The mean loss and what ConfusionMatrix computes."""
+        return {'loss': self.loss.average, **self.confusion.compute()}
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """A line per class, the mean over all as in the reference, and the mean over the classes present."""
+        lines = [f'IoU {name}: {value:.2f}' for name, value in results['iou'].items()]
+        lines.append(f'Mean IoU: {results["miou"]:.2f}')
+        lines.append(f'Mean IoU over the {results["present"]} classes present: {results["miou_present"]:.2f}')
+        return '\n'.join(lines)
