@@ -67,7 +67,7 @@ def peak_in_process(arch: str, batch: int, kind: str, args: Namespace) -> int:
 
 
 def peak_of_step(arch: str, batch: int, recomputed: bool, args: Namespace) -> int:
-    """Bytes that building the net and training it for two steps takes; the second has momentum."""
+    """Bytes that the net and two training steps take: a small one, which makes the momentum, and the real one."""
     before = resident()
     compute = Compute(args.device, args.amp)
     model = models.build_segmenter(arch, len(CLASSES), checkpoint_activations=recomputed)
@@ -77,11 +77,11 @@ def peak_of_step(arch: str, batch: int, recomputed: bool, args: Namespace) -> in
     train_but_frozen_norms(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.007, 0.9)
     learner = Learner(model, model, segmentation_loss, compute, optimizer, lambda epoch: 0.007)
-    images = compute.images(torch.randn(batch, 3, args.crop_size, args.crop_size))
-    labels = torch.randint(0, len(CLASSES), (batch, args.crop_size, args.crop_size), dtype=torch.uint8)
-    targets = compute.targets(Target(labels, torch.arange(batch)))
-    for _ in range(2):
-        learner.backward(learner.forward(images, targets)[1])
+    for size in 65, args.crop_size:
+        images = compute.images(torch.randn(batch, 3, size, size))
+        labels = torch.randint(0, len(CLASSES), (batch, size, size), dtype=torch.uint8)
+        _, loss = learner.forward(images, compute.targets(Target(labels, torch.arange(batch))))
+        learner.backward(loss)
         learner.update(0.007)
     return torch.cuda.max_memory_allocated() if args.device == 'cuda' else resident() - before
 
