@@ -16,34 +16,47 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 import models
-from utils.arguments import Parser, add_loop_arguments, add_recipe_arguments, add_run_arguments, positive
+from utils.arguments import (
+    Parser,
+    add_distributed_arguments,
+    add_loop_arguments,
+    add_recipe_arguments,
+    add_run_arguments,
+    positive,
+)
 from utils.errors import exit_cleanly
 from utils.image_folder import central_crop, open_folder, open_train_and_val
 from utils.metrics import TopErrors
 from utils.run import Best, Files
 from utils.schedules import step_decay
-from utils.task import Task, carry_out
+from utils.task import Task, run
 
 
-def make_parser() -> Parser:
-    parser = Parser(__doc__)
+def make_parser(description: str = __doc__) -> Parser:
+    parser = Parser(description)
     parser.add_argument('data', type=Path, metavar='DIR', help='folder with train/ and val/; to evaluate, with val/')
     add_recipe_arguments(parser, list(models.classifiers))
     parser.add_argument('--decay-epochs', type=positive, default=30, metavar='N', help='lr is divided by 10 so often')
     add_loop_arguments(parser)
     add_run_arguments(parser)
+    add_distributed_arguments(parser)
     return parser
 
 
 def main(args: Namespace) -> None:
     """Train, or with --evaluate only test, as the arguments say."""
+    run(make_task, args)
+
+
+def make_task(args: Namespace) -> Task:
+    """Data, net, recipe and measures."""
     if args.evaluate:
         train_set, val_set = None, open_folder(args.data / 'val', central_crop(args.image_size))
     else:
         train_set, val_set = open_train_and_val(args.data, args.image_size)
     torch.manual_seed(args.seed or 0)
     model = models.build_classifier(args.arch, len(val_set.classes))
-    task = Task(
+    return Task(
         name='imagenet',
         files=Files(f'{args.arch}_checkpoint.pth.tar', Best('model_best.pth.tar', metric='err1', key='best_err1')),
         classes=val_set.classes,
@@ -56,7 +69,6 @@ def main(args: Namespace) -> None:
         train_metrics=TopErrors,
         val_metrics=TopErrors,
     )
-    carry_out(task, args)
 
 
 if __name__ == '__main__':

@@ -17,14 +17,21 @@ import torch
 from torch.optim import SGD
 
 import models
-from utils.arguments import Parser, add_loop_arguments, add_recipe_arguments, add_run_arguments, natural
+from utils.arguments import (
+    Parser,
+    add_distributed_arguments,
+    add_loop_arguments,
+    add_recipe_arguments,
+    add_run_arguments,
+    natural,
+)
 from utils.coco import open_part, squashed
 from utils.errors import UserError, exit_cleanly, named
 from utils.image_folder import random_crop
 from utils.multilabel import MultiLabelCounts, MultiLabelScores, multilabel_loss
 from utils.run import Files
 from utils.schedules import milestones
-from utils.task import Task, carry_out
+from utils.task import Task, run
 
 
 def make_parser() -> Parser:
@@ -36,12 +43,18 @@ def make_parser() -> Parser:
     add_recipe_arguments(parser, list(models.classifiers))
     add_loop_arguments(parser)
     add_run_arguments(parser)
+    add_distributed_arguments(parser)
     parser.set_defaults(lr=0.001, weight_decay=5e-4, batch_size=96, num_gpus=4, epochs=36)
     return parser
 
 
 def main(args: Namespace) -> None:
     """Train, or with --evaluate only test, as the arguments say."""
+    run(make_task, args)
+
+
+def make_task(args: Namespace) -> Task:
+    """Data, net, recipe and measures."""
     val_set = open_part(args.data, 'val', args.year, squashed(args.image_size))
     train_set = None if args.evaluate else open_part(args.data, 'train', args.year, random_crop(args.image_size))
     classes = val_set.table.classes
@@ -50,7 +63,7 @@ def main(args: Namespace) -> None:
         raise UserError(f'{args.data}: train and val must have the same categories; they differ in {named(differing)}')
     torch.manual_seed(args.seed or 0)
     model = models.build_classifier(args.arch, len(classes))
-    task = Task(
+    return Task(
         name='coco',
         files=Files(f'coco_{args.arch}_checkpoint.pth.tar'),
         classes=classes,
@@ -63,7 +76,6 @@ def main(args: Namespace) -> None:
         train_metrics=partial(MultiLabelCounts, classes=classes),
         val_metrics=partial(MultiLabelScores, classes=classes),
     )
-    carry_out(task, args)
 
 
 if __name__ == '__main__':

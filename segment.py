@@ -11,18 +11,19 @@ paper is the default: SGD 0.007, momentum 0.9, a poly schedule, batches of 16 cr
 
 import math
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import models
 from models.deeplab import DeepLab
 from models.norm import freeze_norms
-from utils.arguments import Parser, add_run_arguments, natural, nonnegative, positive
+from utils.arguments import Parser, add_distributed_arguments, add_run_arguments, natural, nonnegative, positive
 from utils.errors import UserError, exit_cleanly
 from utils.joint_transforms import CentredScene, RandomScene
 from utils.multiscale import MultiScale
@@ -30,15 +31,16 @@ from utils.predictions import Predictions
 from utils.reporting import SegmentationReporter
 from utils.run import Files, Numbered
 from utils.schedules import poly
-from utils.segmentation import RunningLoss, SegmentationScores, segmentation_loss
-from utils.task import Task, carry_out
-from utils.voc import CLASSES, groups_of_one_size, open_scenes, size_of
+from utils.segmentation import RunningLoss, SegmentationScores, segmentation_loss, shared_segmentation_loss
+from utils.task import Task, run
+from utils.voc import CLASSES, Target, groups_of_one_size, open_scenes, size_of
 
 
 def make_parser() -> Parser:
     parser = Parser(__doc__)
     add_segmentation_arguments(parser)
     add_run_arguments(parser)
+    add_distributed_arguments(parser)
     parser.set_defaults(output=Path('data'), num_gpus=None, start_epoch=0)
     return parser
 
@@ -77,11 +79,11 @@ def scales(text: str) -> list[float]:
 
 def main(args: Namespace) -> None:
     """Evaluate, or with --train train, as the arguments say."""
-    (evaluate if args.evaluate else train)(args)
+    run(evaluation if args.evaluate else training, args)
 
 
-def train(args: Namespace) -> None:
-    """Train a segmenter in --output."""
+def training(args: Namespace) -> Task:
+    """Training a segmenter in --output."""
     train_set = open_scenes(args.data / 'VOC2012', 'train_aug.txt', RandomScene(args.crop_size))
     torch.manual_seed(args.seed or 0)
     model = models.build_segmenter(
@@ -92,42 +94,43 @@ def train(args: Namespace) -> None:
         raise UserError(f'--batch-size {args.batch_size}: {args.arch} trains on {smallest} images, or with --freeze-bn')
     if args.freeze_bn:
         freeze_norms(model)
-    carry_out(make_task(args, model, train_set=train_set, smallest_batch=smallest), args)
+    return make_task(args, model, shared_segmentation_loss, train_set=train_set, smallest_batch=smallest)
 
 
-def evaluate(args: Namespace) -> None:
-    """Evaluate a segmenter and write its predictions to --output."""
+def evaluation(args: Namespace) -> Task:
+    """Evaluating a segmenter, with its predictions written to --output."""
     scenes = open_scenes(args.data / 'VOC2012', 'val.txt', CentredScene(args.crop_size))
     sizes = [size_of(path) for path in scenes.images]
     if args.gpu is not None:
         args.device = f'cuda:{args.gpu}'
     args.resume = args.resume or args.output / checkpoints(args).numbered.name(args.epochs)
     model = models.build_segmenter(args.arch, len(CLASSES))
-    with Predictions(args.output, scenes, sizes, args.overlay) as predictions:
-        task = make_task(
-            args,
-            model,
-            val_set=scenes,
-            val_groups=groups_of_one_size([scenes.transform.padded_size(size) for size in sizes]),
-            val_metrics=partial(SegmentationScores, classes=CLASSES, images=len(scenes), keep=predictions.keep),
-            wrap=partial(MultiScale, scales=args.scales, flip=args.flip) if args.flip or args.scales != [1] else None,
-        )
-        carry_out(task, args)
+    predictions = Predictions(args.output, scenes, sizes, args.overlay)
+    return make_task(
+        args,
+        model,
+        segmentation_loss,
+        val_set=scenes,
+        val_groups=groups_of_one_size([scenes.transform.padded_size(size) for size in sizes]),
+        val_metrics=partial(SegmentationScores, classes=CLASSES, images=len(scenes), keep=predictions.keep),
+        wrap=partial(MultiScale, scales=args.scales, flip=args.flip) if args.flip or args.scales != [1] else None,
+        context=predictions,
+    )
 
 
-def make_task(args: Namespace, model: nn.Module, **sets: Any) -> Task:
-    """What training and evaluation have in common; `sets` are Task's fields of data and metrics."""
+def make_task(args: Namespace, model: nn.Module, loss: Callable[[Tensor, Target], Tensor], **own: Any) -> Task:
+    """What training and evaluation have in common; `own` are other fields of Task."""
     return Task(
         name='voc',
         files=checkpoints(args),
         classes=CLASSES,
         model=model,
         optimizer=torch.optim.SGD(parameter_groups(model, args.last_mult), args.base_lr, 0.9),
-        loss=segmentation_loss,
+        loss=loss,
         learning_rate=lambda epoch: poly(args.base_lr, epoch, args.epochs),
         train_metrics=RunningLoss,
         reporter=SegmentationReporter,
-        **sets,
+        **own,
     )
 
 

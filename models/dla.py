@@ -86,10 +86,12 @@ class Tree(nn.Module):
             subtree = partial(Tree, block, depth - 1, residual_root=residual_root)
             self.tree1 = subtree(in_planes, planes, stride)
             self.tree2 = subtree(planes, planes, child_planes=child_planes + planes)
-        # Above depth 1 no one uses the projection, but the released weights have it: kept, and never computed.
+        # Above depth 1 no one uses the projection, but the released weights have it: kept, and neither computed nor
+        # trained (DistributedDataParallel waits for the gradients of all that is).
         self.project = None
         if in_planes != planes:
             self.project = nn.Sequential(nn.Conv2d(in_planes, planes, 1, bias=False), nn.BatchNorm2d(planes))
+            self.project.requires_grad_(depth == 1)
 
     def forward(self, x: Tensor, *children: Tensor) -> Tensor:
         """N x in_planes x H x W, children at the output's size -> N x planes x ceil(H/stride) x ceil(W/stride)."""

@@ -87,6 +87,7 @@ class DLASegmenter(nn.Module):
     def __init__(self, base: dla.DLA, num_classes: int = 21, *, checkpoint_activations: bool = False):
         super().__init__()
         self.base = base
+        self.base.fc.requires_grad_(False)  # nobody calls it
         self.dla_up = DLAUp(dla.CHANNELS[1:])
         self.fc = nn.Sequential(nn.Conv2d(dla.CHANNELS[1], num_classes, 1))
         self.up = bilinear_up(num_classes, 2).requires_grad_(False)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -20,6 +20,16 @@ def set_momentum(module: nn.Module, momentum: float) -> None:
 def twice(momentum: float) -> float:
     """The momentum of one update that equals two with `momentum` by the same batch."""
     return 1 - (1 - momentum) ** 2
+
+
+def statistics(net: nn.Module) -> dict[str, Tensor]:
+    """The running statistics of all batch norms, as the net's state dict names and holds them."""
+    return {
+        f'{name}.{key}': value
+        for name, module in net.named_modules()
+        if isinstance(module, _BatchNorm)
+        for key, value in module.named_buffers()
+    }
 
 
 def freeze_norms(net: nn.Module) -> nn.Module:

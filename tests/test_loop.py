@@ -173,7 +173,7 @@ def test_amp_runs_the_convolutions_in_its_precision(amp, dtype):
         assert nn.Conv2d(3, 4, 1)(torch.randn(1, 3, 2, 2)).dtype == dtype
     model = compute.place(TinyNet(3))
     assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    learner = Learner(model, compute.runner(model), cross_entropy, compute, None, None)
+    learner = Learner(model, compute.runner(model, train=True), cross_entropy, compute, None, None)
     outputs, loss = learner.forward(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
     assert outputs.dtype == loss.dtype == torch.float32
 

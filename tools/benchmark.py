@@ -49,7 +49,7 @@ def main(args: Namespace) -> None:
 def evaluation(args: Namespace, compute: Compute) -> Callable[[], None]:
     """A function that evaluates the net on one batch and waits for the device."""
     torch.manual_seed(0)
-    runner = compute.runner(compute.place(models.build_classifier(args.arch)).eval())
+    runner = compute.runner(compute.place(models.build_classifier(args.arch)).eval(), train=False)
     images = compute.images(torch.randn(args.batch_size, 3, args.image_size, args.image_size))
 
     def run() -> None:

@@ -39,6 +39,19 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add('--save-steps', type=natural, default=0, metavar='N', help='save every N updates too; 0: at epochs only')
 
 
+def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
+    """One process per device: launched by torch.distributed.run these are known, and only the last two matter."""
+    add = parser.add_argument_group('one process per GPU').add_argument
+    add('--world-size', '--world_size', type=positive, default=1, metavar='N', help='number of processes')
+    add('--rank', type=natural, metavar='N', help='number of this process, from 0')
+    add('--dist-url', '--dist_url', metavar='URL', help='where processes meet; default: where the launcher says')
+    add('--dist-backend', '--dist_backend', choices=['nccl', 'gloo'], help='default: nccl on GPUs, gloo on CPUs')
+    add('--dist-timeout', type=positive, default=600, metavar='SECONDS', help='after which a silent process is lost')
+    add('--average-bn', action='store_true', help='average running statistics over processes before each test')
+    add('--sync-bn', action='store_true', help='normalise over the batches of all processes; GPUs only')
+    parser.set_defaults(static_loss_scale=None)
+
+
 def add_recipe_arguments(parser: argparse.ArgumentParser, architectures: list[str]) -> None:
     """Net and optimisation, under the names and with the ImageNet defaults of the reference."""
     add = parser.add_argument_group('recipe').add_argument

@@ -11,13 +11,16 @@ Batch = list[tuple[int, int]]
 class TrainBatches(Sampler):
     """Batches shuffled anew from (seed, epoch), from any position inside an epoch on.
 
-    An epoch's last batch is left out if it has fewer than `smallest` samples; by default, if it is not full.
+    Each of `world` processes gets its part of every batch. An epoch's last batch is left out if one of them would get
+    fewer than `smallest` samples; by default, if it is not full.
     """
 
-    def __init__(self, samples: int, batch_size: int, seed: int, smallest: int | None = None):
-        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+    def __init__(
+        self, samples: int, batch_size: int, seed: int, smallest: int | None = None, rank: int = 0, world: int = 1
+    ):
+        self.samples, self.batch_size, self.seed, self.rank, self.world = samples, batch_size, seed, rank, world
         full, rest = divmod(samples, batch_size)
-        self.batches = full + (0 < rest >= (smallest or batch_size))
+        self.batches = full + (rest > 0 and smallest is not None and rest // world >= smallest)
         self.epoch = self.start = 0
 
     def seek(self, epoch: int, start: int = 0) -> None:
@@ -32,20 +35,25 @@ class TrainBatches(Sampler):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.samples)
         for batch in range(self.start, self.batches):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, int(index)) for index in chosen]
+            yield [(self.epoch, int(index)) for index in np.array_split(chosen, self.world)[self.rank]]
 
 
 class EvalBatches(Sampler):
-    """Batches of samples that may share one, in order: of each group's, such as the images of one size."""
+    """Batches of samples that may share one, in order: of each group's, such as the images of one size.
+
+    `world` processes share the samples, none twice; each has `common` batches at least.
+    """
 
     seed = 0
 
-    def __init__(self, groups: Sequence[Sequence[int]], batch_size: int):
+    def __init__(self, groups: Sequence[Sequence[int]], batch_size: int, rank: int = 0, world: int = 1):
+        self.shared, parts = world > 1, [group[rank::world] for group in groups]
         self.batches = [
-            [(0, int(index)) for index in group[start : start + batch_size]]
-            for group in groups
-            for start in range(0, len(group), batch_size)
+            [(0, int(index)) for index in part[start : start + batch_size]]
+            for part in parts
+            for start in range(0, len(part), batch_size)
         ]
+        self.common = sum(-(-(len(group) // world) // batch_size) for group in groups)
 
     def __len__(self) -> int:
         return len(self.batches)

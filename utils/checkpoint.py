@@ -1,7 +1,7 @@
 """Checkpoint files: the one place that reads them and the one that writes them.
 
 A file is a dict with the reference's keys (epoch, arch, state_dict, optimizer, best_err1) and ours
-(task, classes, seed, scaler, position). Files of 2019 hold only some of them; bare state dicts hold none.
+(task, classes, seed, scaler, position, processes). Files of 2019 hold only some of them; bare state dicts hold none.
 """
 
 import os
@@ -43,6 +43,7 @@ class Checkpoint:
     seed: int | None = None
     scaler: dict[str, Any] | None = None
     position: dict[str, Any] | None = None
+    processes: list[dict[str, Any]] | None = None  # of a job of several: what each has of its own
     best: dict[str, float] = field(default_factory=dict)  # such as {'best_err1': 22.5}
 
 

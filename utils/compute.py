@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from utils.distributed import is_distributed, world_size
 from utils.errors import UserError
 
 Runner = Callable[[Tensor], Tensor]  # a net as it is called: images N x 3 x H x W -> outputs
@@ -17,26 +19,42 @@ DTYPES = {'off': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 class Compute:
     """A device, the precision of its matrix products and convolutions, and the layout of its feature maps."""
 
-    def __init__(self, device: str = 'auto', amp: str = 'off', channels_last: bool = True, compile: bool = False):
+    def __init__(
+        self,
+        device: str = 'auto',
+        amp: str = 'off',
+        channels_last: bool = True,
+        compile: bool = False,
+        loss_scale: float | None = None,  # of fp16; None: as large as it can be
+    ):
         self.device = pick_device(device)
+        if self.device == torch.device('cuda') and is_distributed():
+            self.device = torch.device('cuda', torch.cuda.current_device())
         if amp == 'fp16' and self.device.type == 'cpu':
             raise UserError('--amp fp16 needs a GPU: on CPU use --amp bf16 or --amp off')
         self.dtype = DTYPES[amp]
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.compile = compile
+        self.compile, self.loss_scale = compile, loss_scale
 
     @property
     def devices(self) -> int:
-        """How many devices one process uses: all visible GPUs, through DataParallel, as the reference did, or the
-        one that is numbered."""
+        """How many devices this process uses: all visible GPUs, through DataParallel, as the reference did, or the
+        one that is numbered, as that of each process of a job is."""
         return torch.cuda.device_count() if self.device == torch.device('cuda') else 1
 
     def place(self, model: nn.Module) -> nn.Module:
         return model.to(self.device, memory_format=self.layout)
 
-    def runner(self, model: nn.Module) -> Runner:
-        """How the placed model is called: over all GPUs and compiled where asked. Its state stays in `model`."""
-        runner = nn.DataParallel(model) if self.devices > 1 else model
+    def runner(self, model: nn.Module, train: bool) -> Runner:
+        """How the placed model is called: over all GPUs or processes, compiled where asked. Its state stays in `model`.
+
+        Each process keeps its own running statistics, as the reference's did.
+        """
+        runner: nn.Module = model
+        if train and is_distributed():
+            runner = DistributedDataParallel(model, broadcast_buffers=False)
+        elif self.devices > 1:
+            runner = nn.DataParallel(model)
         return torch.compile(runner) if self.compile else runner
 
     def autocast(self) -> AbstractContextManager:
@@ -44,7 +62,7 @@ class Compute:
 
     def scaler(self) -> torch.amp.GradScaler:
         """Keeps small gradients above fp16's smallest number; passes everything through in other precisions."""
-        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        return torch.amp.GradScaler(self.device.type, self.loss_scale or 2.0**16, enabled=self.dtype == torch.float16)
 
     def images(self, images: Tensor) -> Tensor:
         """Move a batch N x 3 x H x W to the device, in its layout."""
@@ -58,7 +76,8 @@ class Compute:
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name() if self.device.type == 'cuda' else self.device.type
-        count = f'{self.devices} x ' if self.devices > 1 else ''
+        number = self.devices * world_size()
+        count = f'{number} x ' if number > 1 else ''
         layout = 'channels-last' if self.layout is torch.channels_last else 'contiguous'
         return f'{count}{name}, {str(self.dtype).removeprefix("torch.")}, {layout}' + ', compiled' * self.compile
 

@@ -1,7 +1,94 @@
-"""Sums and collections over the processes of a job; in a single process nothing happens."""
+"""Processes of one job: how they meet, and what they tell each other. In a single process nothing happens."""
+
+import os
+import re
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
+
+from utils.errors import UserError
+
+LOCAL = 'tcp://127.0.0.1:23456'  # where processes of one machine meet if nobody says: apex.parallel.multiproc
+LOST = re.compile('gloo/transport|pair closure')  # gloo raises plain RuntimeErrors when a process is gone
+
+
+@contextmanager
+def job(args: Namespace) -> Iterator[None]:
+    """Meet the other processes that torch.distributed.run, or --world-size and --rank, tell of, if they do.
+
+    Raises UserError when they cannot be met, or when one of them is lost within.
+    """
+    launched = {'RANK', 'WORLD_SIZE', 'LOCAL_RANK'} <= os.environ.keys()
+    world = int(os.environ['WORLD_SIZE']) if launched else args.world_size
+    number = int(os.environ['RANK']) if launched else args.rank
+    if world == 1:
+        yield
+        return
+    if number is None or number >= world:
+        raise UserError(f'--world-size {world} needs a --rank from 0 to {world - 1} in each process')
+    address = args.dist_url or ('env://' if launched else LOCAL)
+    try:
+        _meet(args, number, world, address)
+        yield
+    except SystemExit:
+        distributed.destroy_process_group()
+        raise
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or LOST.search(str(error)):
+            told = f'process {number} of {world} ({address}) cannot go on without the others'
+            raise UserError(f'{told}; one of them ended or was silent for --dist-timeout: {error}') from error
+        raise
+    else:
+        distributed.destroy_process_group()
+
+
+def _meet(args: Namespace, number: int, world: int, address: str) -> None:
+    on_gpus = args.device in ('auto', 'cuda') and torch.cuda.is_available()
+    if on_gpus:
+        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', number)) % torch.cuda.device_count())
+    backend = args.dist_backend or ('nccl' if on_gpus else 'gloo')
+    distributed.init_process_group(
+        'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend,  # NCCL has no way to tell what is not on a GPU
+        init_method=address,
+        rank=number,
+        world_size=world,
+        timeout=timedelta(seconds=args.dist_timeout),
+    )
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What a user must mend in one process ends all of them, told once. Nothing within may wait for the others."""
+    error = None
+    try:
+        yield
+    except UserError as raised:
+        error = raised
+    if not is_distributed():
+        if error:
+            raise error
+        return
+    told = everyones(error and str(error))
+    first = next((number for number, message in enumerate(told) if message), None)
+    if first == rank():
+        raise error
+    if first is not None:
+        raise SystemExit(1)
+
+
+def rank() -> int:
+    """The number of this process, from 0; the first one reports and writes."""
+    return distributed.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if is_distributed() else 1
 
 
 def is_distributed() -> bool:
@@ -28,3 +115,35 @@ def gather_over_processes(rows: Tensor) -> Tensor:
     everyones = [torch.empty_like(padded) for _ in counts]
     distributed.all_gather(everyones, padded)
     return torch.cat([part[: int(count)] for part, count in zip(everyones, counts, strict=True)])
+
+
+def average_over_processes(values: Iterable[Tensor]) -> None:
+    """Replace the values, those that are not counts, by their means over the processes."""
+    values = [value for value in values if value.is_floating_point()]
+    if is_distributed():
+        means = torch.cat([value.flatten() for value in values])
+        distributed.all_reduce(means)
+        parts = (means / distributed.get_world_size()).split([value.numel() for value in values])
+        for value, part in zip(values, parts, strict=True):
+            value.copy_(part.view_as(value))
+
+
+def everyones(value: Any) -> list[Any]:
+    """Every process's `value`, in the order of their numbers."""
+    values = [value]
+    if is_distributed():
+        values *= distributed.get_world_size()
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def mean_of_results(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of every number in results that differ in nothing else."""
+    first = results[0]
+    if isinstance(first, dict):
+        return {name: mean_of_results([result[name] for result in results]) for name in first}
+    if isinstance(first, list):
+        return [mean_of_results(list(column)) for column in zip(*results, strict=True)]
+    if isinstance(first, float):
+        return sum(results) / len(results)
+    return first

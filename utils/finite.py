@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from utils.distributed import everyones, together
 from utils.errors import UserError
 
 
@@ -19,10 +20,12 @@ class FiniteLoss:
         self.first_bad = torch.where(is_first, here, self.first_bad)
 
     def check(self, advice: str) -> None:
-        """UserError that names the first bad epoch and step, if there is one, and gives the advice."""
-        epoch, step = self.first_bad.tolist()
-        if epoch >= 0:
-            raise UserError(f'the loss is not finite at epoch {epoch}, step {step}; {advice}')
+        """UserError that names the first bad epoch and step of any process, if there is one, and gives the advice."""
+        bad = [place for place in everyones(self.first_bad.tolist()) if place[0] >= 0]
+        with together():
+            if bad:
+                epoch, step = min(bad)
+                raise UserError(f'the loss is not finite at epoch {epoch}, step {step}; {advice}')
 
 
 def check_weights(model: nn.Module) -> None:

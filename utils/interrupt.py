@@ -1,9 +1,18 @@
-"""Stopping a run without losing work: SIGTERM and Ctrl-C are noted, and obeyed where the state is consistent."""
+"""Stopping a run without losing work: SIGTERM and Ctrl-C are noted, and obeyed where the state is consistent.
+
+The processes of a job obey at the same step, whichever of them was told: each check starts to exchange what each knows
+and acts on what the check before exchanged, so nobody waits.
+"""
 
 import os
 import signal
 import threading
 from types import FrameType
+
+import torch
+from torch import Tensor, distributed
+
+from utils.distributed import is_distributed
 
 
 class Stopped(SystemExit):
@@ -16,23 +25,38 @@ class StopRequest:
     signals = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self):
-        self.received: int | None = None
+        self.received = 0  # number of the signal
+        self.exchanged: tuple[distributed.Work, Tensor] | None = None
 
     def __enter__(self) -> 'StopRequest':
         self._before = {number: signal.signal(number, self._note) for number in self.signals}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        if kind in (None, Stopped):
+            self._finish_exchange()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise Stopped if a signal came; called only where stopping loses nothing."""
-        if self.received is not None:
-            raise Stopped(128 + self.received)
+        """Raise Stopped if a signal came; called, by all processes, only where stopping loses nothing."""
+        known = self._finish_exchange() if is_distributed() else self.received
+        if known:
+            raise Stopped(128 + known)
+        if is_distributed():
+            received = torch.tensor(self.received)
+            self.exchanged = distributed.all_reduce(received, distributed.ReduceOp.MAX, async_op=True), received
+
+    def _finish_exchange(self) -> int:
+        if self.exchanged is None:
+            return 0
+        work, received = self.exchanged
+        work.wait()
+        self.exchanged = None
+        return int(received)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.received = number

@@ -1,6 +1,7 @@
 """A net together with what an update of its weights needs."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.compute import Compute, Runner
+from utils.distributed import world_size
 
 
 @dataclass
@@ -25,6 +27,12 @@ class Learner:
     def __post_init__(self):
         self.scaler = self.compute.scaler()
 
+    def exchange(self, step: int) -> AbstractContextManager:
+        """For forward and backward of the micro-batch numbered `step`: only the last of an update sums gradients over
+        the processes."""
+        alone = world_size() == 1 or self.completes_update(step)
+        return nullcontext() if alone else self.runner.no_sync()
+
     def forward(self, images: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
         """Outputs, in float32, and mean loss of a micro-batch."""
         with self.compute.autocast():
@@ -41,7 +49,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group['lr'] = learning_rate * group.get('lr_scale', 1)
         self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.scaler.update(self.compute.loss_scale)
         self.optimizer.zero_grad()
 
     def completes_update(self, step: int) -> bool:

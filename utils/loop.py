@@ -7,6 +7,7 @@ import torch
 
 from models.norm import train_but_frozen_norms
 from utils.data import DeviceLoader
+from utils.distributed import everyones, mean_of_results
 from utils.interrupt import StopRequest
 from utils.learner import Learner
 from utils.meters import Clock
@@ -27,8 +28,9 @@ def train_epoch(learner: Learner, loader: DeviceLoader, metrics: Metrics, run: R
     loader.batches.seek(epoch, start)
     batches = run.reporter.bar(clock.measure(loader), steps, start, f'Epoch {epoch}')
     for step, (images, targets) in enumerate(batches, start):
-        outputs, loss = learner.forward(images, targets)
-        learner.backward(loss)
+        with learner.exchange(step):
+            outputs, loss = learner.forward(images, targets)
+            learner.backward(loss)
         run.finite.note(loss, epoch, step)
         metrics.update(loss, outputs.detach(), targets)
         learning_rate = learner.learning_rate(epoch + step / steps)
@@ -41,6 +43,7 @@ def train_epoch(learner: Learner, loader: DeviceLoader, metrics: Metrics, run: R
         if learner.completes_update(step) or step + 1 == steps:
             run.reached(step + 1)
     run.check_finite()
+    metrics.reduce()
     return metrics.compute()
 
 
@@ -48,18 +51,23 @@ def train_epoch(learner: Learner, loader: DeviceLoader, metrics: Metrics, run: R
 def evaluate(
     learner: Learner, loader: DeviceLoader, metrics: Metrics, reporter: Reporter, stop: StopRequest
 ) -> dict[str, Any]:
-    """What `metrics` computes over all batches of the loader. Raises Stopped after a signal."""
+    """What `metrics` computes over all batches of the loader. Raises Stopped after a signal.
+
+    Processes that share the samples count together. Where each has them all, the mean of their results is reported.
+    """
     learner.model.eval()
     clock, steps = Clock(), len(loader)
     for step, (images, targets) in enumerate(reporter.bar(clock.measure(loader), steps, label='Test')):
-        stop.check()
+        if step < loader.batches.common:
+            stop.check()
         outputs, loss = learner.forward(images, targets)
         metrics.update(loss, outputs, targets)
         clock.tick()
         if step % reporter.every == 0:
             reporter.test_line(step, steps, clock, metrics)
-    metrics.reduce()
-    results = metrics.compute()
+    if loader.batches.shared:
+        metrics.reduce()
+    results = mean_of_results(everyones(metrics.compute()))
     reporter.say(metrics.summary(results))
     return results
 

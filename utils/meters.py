@@ -24,8 +24,14 @@ class Average:
         self.last, self.sum, self.count = zero(device), zero(device), 0
 
     def update(self, value: Tensor, count: int = 1) -> None:
-        self.last = value.detach().to(self.sum.dtype)
-        self.sum += self.last * count
+        """Count the mean `value` () of so many samples."""
+        self.add(value.detach().to(self.sum.dtype) * count, count)
+
+    def add(self, total: Tensor, count: int) -> None:
+        """Count the sum () over so many samples; whole numbers add up exactly, however they are distributed."""
+        total = total.to(self.sum.dtype)
+        self.last = total / count
+        self.sum += total
         self.count += count
 
     def reduce(self) -> None:

@@ -46,9 +46,9 @@ class TopErrors:
         """Count a batch: its mean loss (), outputs N x C and class indices N."""
         first = outputs.topk(min(5, outputs.shape[1])).indices
         hit = first == targets[:, None]
-        values = loss, 100 * (1 - hit[:, 0].double().mean()), 100 * (1 - hit.any(1).double().mean())
-        for average, value in zip(self.averages.values(), values, strict=True):
-            average.update(value, len(targets))
+        self.averages['loss'].update(loss, len(targets))
+        self.averages['err1'].add(100 * (~hit[:, 0]).sum(), len(targets))
+        self.averages['err5'].add(100 * (~hit.any(1)).sum(), len(targets))
 
     def reduce(self) -> None:
         for average in self.averages.values():

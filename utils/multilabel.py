@@ -81,7 +81,8 @@ class MultiLabelScores(MultiLabelCounts):
 
     def __init__(self, device: torch.device, classes: list[str]):
         super().__init__(device, classes)
-        self.scores, self.labels = [], []
+        self.scores = [torch.zeros(0, len(classes), device=device)]
+        self.labels = [torch.zeros(0, len(classes), dtype=torch.bool, device=device)]
 
     def update(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
         super().update(loss, outputs, targets)

@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from utils.distributed import rank
 from utils.errors import UserError
 from utils.meters import Clock
 from utils.metrics import Metrics
@@ -20,24 +21,41 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Reporter:
-    """Prints lines every `every` iterations; on a terminal a bar shows the rest, into a pipe goes no bar."""
+    """Prints lines every `every` iterations; on a terminal a bar shows the rest, into a pipe goes no bar.
 
-    def __init__(self, every: int):
-        self.every = every
+    Of several processes only the first says anything. `images` go through an iteration of all of them.
+    """
+
+    def __init__(self, every: int, images: int = 0):
+        self.every, self.images, self.speaks = every, images, rank() == 0
 
     def say(self, line: str) -> None:
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        if self.speaks:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
 
     def bar(self, batches: Iterator, total: int, start: int = 0, label: str = '') -> tqdm:
-        on_terminal = sys.stdout.isatty() and sys.stderr.isatty()
+        on_terminal = self.speaks and sys.stdout.isatty() and sys.stderr.isatty()
         return tqdm(batches, label, total, initial=start, leave=False, disable=not on_terminal)
 
     def train_line(self, epoch: int, step: int, steps: int, clock: Clock, lr: float, metrics: Metrics) -> None:
-        self.say(f'Epoch: [{epoch}][{step}/{steps}]\t{_times(clock)}\tData {_pair(clock.data)}\t{metrics.progress()}')
+        data = f'Data {_pair(clock.data)}'
+        self.say(f'Epoch: [{epoch}][{step}/{steps}]\t{self.times(clock)}\t{data}\t{metrics.progress()}')
 
     def test_line(self, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
-        self.say(f'Test: [{step}/{steps}]\t{_times(clock)}\t{metrics.progress()}')
+        self.say(f'Test: [{step}/{steps}]\t{self.times(clock)}\t{metrics.progress()}')
+
+    def times(self, clock: Clock) -> str:
+        """Seconds per iteration."""
+        return f'Time {_pair(clock.time)}'
+
+
+class SpeedReporter(Reporter):
+    """Also says how many images a second go through all processes."""
+
+    def times(self, clock: Clock) -> str:
+        """Seconds per iteration, images per second."""
+        return f'{super().times(clock)}\tSpeed {_pair([self.images / max(time, 1e-9) for time in clock.time])}'
 
 
 class SegmentationReporter(Reporter):
@@ -115,10 +133,6 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _times(clock: Clock) -> str:
-    return f'Time {_pair(clock.time)}'
 
 
 def _pair(last_and_average: list[float]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.norm import statistics
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError, named
 
@@ -134,9 +135,5 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], checkpoint: Checkpoint)
 
 def _with_counters(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Add batch norm's num_batches_tracked, which PyTorch 0.4.0 did not save, where the file has none at all."""
-    counters = {
-        f'{name}.num_batches_tracked': module.num_batches_tracked
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    }
+    counters = {name: value for name, value in statistics(model).items() if name.endswith('num_batches_tracked')}
     return dict(state) if any(name in state for name in counters) else {**state, **counters}

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from models.norm import statistics
 from utils import checkpoint, output
 from utils.checkpoint import Checkpoint
+from utils.distributed import everyones, is_distributed, rank, together, world_size
 from utils.errors import UserError
 from utils.finite import FiniteLoss, check_weights
 from utils.interrupt import Stopped, StopRequest
@@ -79,7 +81,8 @@ class Run:
         self.folder, self.files, self.identity, self.learner = folder, files, identity, learner
         self.epochs, self.plan, self.save_steps = epochs, plan, save_steps
         self.reporter, self.stop = reporter, stop
-        self.lock = output.lock(folder)
+        self.leads = rank() == 0  # the other processes of a job write nothing
+        self.lock = output.lock(folder) if self.leads else None
         self.log = Log(folder)
         self.finite = FiniteLoss(learner.compute.device)
         self.epoch = self.step = self.seed = 0
@@ -88,16 +91,18 @@ class Run:
         self.metrics_state: dict[str, Any] | None = None  # of a resumed epoch, until they exist
         self.newest: Path | None = None  # checkpoint to go back to
 
-    def begin(self, found: Checkpoint | None, seed: int | None, start_epoch: int) -> None:
-        """Start afresh, resume `found` or transfer it; UserError for a checkpoint that fits neither way."""
+    def begin(self, found: Checkpoint | None, seed: int | None, start_epoch: int, arguments: dict[str, Any]) -> None:
+        """Start afresh, resume `found` or transfer it, and log the arguments; UserError if it fits neither way."""
         if found and not head_difference(found, self.learner.model, self.identity):
             self._resume(found, seed)
-            return
-        output.refuse_overwriting(*(self.folder / name for name in self.files.names(self.epochs)))
-        self.seed, self.epoch = seed or 0, start_epoch
-        if found:
-            fresh = transfer(self.learner.model, found)
-            self.reporter.say(f'=> transferred {found.path}; left out, as initialised: {", ".join(fresh)}')
+        else:
+            output.refuse_overwriting(*(self.folder / name for name in self.files.names(self.epochs)))
+            self.seed, self.epoch = seed or 0, start_epoch
+            if found:
+                fresh = transfer(self.learner.model, found)
+                self.reporter.say(f'=> transferred {found.path}; left out, as initialised: {", ".join(fresh)}')
+        if self.leads:
+            self.log.start(arguments, device=str(self.learner.compute), from_epoch=self.epoch, from_step=self.step)
 
     def resumed_metrics(self, metrics: Metrics) -> Metrics:
         """Let an epoch's new metrics go on from where the resumed ones stopped."""
@@ -138,10 +143,12 @@ class Run:
         if self.files.numbered and self.files.numbered.due(self.epoch + 1, self.epochs):
             names.append(self.files.numbered.name(self.epoch + 1))
         learning_rate = self.learner.optimizer.param_groups[0]['lr']
-        self.log.note(epoch=self.epoch, lr=learning_rate, **results, **self._best())
+        if self.leads:
+            self.log.note(epoch=self.epoch, lr=learning_rate, **results, **self._best())
         self.epoch, self.step, self.metrics = self.epoch + 1, 0, None
         self.save(*names)
-        self.log.draw()
+        if self.leads:
+            self.log.draw()
 
     def save(self, *names: str) -> None:
         """Write the state to files of these names; UserError, and nothing written, if it is not finite."""
@@ -155,14 +162,24 @@ class Run:
             'scaler': self.learner.scaler.state_dict(),
             'seed': self.seed,
             'position': self._position(),
+            **self._processes(),
             **self._best(),
         }
-        for name in names:
-            checkpoint.write(self.folder / name, content)
+        with together():
+            for name in names * self.leads:
+                checkpoint.write(self.folder / name, content)
         self.newest = self.folder / names[0]
 
     def _best(self) -> dict[str, float]:
         return {self.files.best.key: self.best} if self.files.best else {}
+
+    def _processes(self) -> dict[str, list[dict[str, Any]]]:
+        """What each process of a job has of its own: running statistics, and counts inside an epoch."""
+        if not is_distributed():
+            return {}
+        own = {name: value.cpu() for name, value in statistics(self.learner.model).items()}
+        counts = None if self._position() is None else self.metrics.state_dict()
+        return {'processes': everyones({'statistics': own, 'metrics': counts})}
 
     def _position(self) -> dict[str, Any] | None:
         if self.step == 0 or self.metrics is None:
@@ -174,6 +191,7 @@ class Run:
             raise UserError(f'{found.path} was trained with --seed {found.seed}, not {seed}: leave --seed out')
         self._take_position(found)
         resume(self.learner.model, found)
+        self._take_own(found)
         load_optimizer(self.learner.optimizer, found)
         if found.scaler and self.learner.scaler.is_enabled():
             self.learner.scaler.load_state_dict(found.scaler)
@@ -190,3 +208,13 @@ class Run:
             old, new = (', '.join(f'{k} {v}' for k, v in p.items()) for p in (found.position['plan'], self.plan))
             raise UserError(f'{found.path} was saved inside an epoch of {old}; it cannot go on with {new}')
         self.step, self.metrics_state = found.position['step'], found.position['metrics']
+
+    def _take_own(self, found: Checkpoint) -> None:
+        """Go on with this process's own statistics and counts; a job of another size takes the first one's."""
+        if found.processes and len(found.processes) == world_size():
+            own = found.processes[rank()]
+            for name, value in statistics(self.learner.model).items():
+                value.copy_(own['statistics'][name])
+            self.metrics_state = own['metrics']
+        elif not self.leads:
+            self.metrics_state = None

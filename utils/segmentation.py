@@ -8,15 +8,29 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from utils.confusion import IGNORED, ConfusionMatrix
+from utils.distributed import sum_over_processes, world_size
 from utils.meters import Average
 from utils.voc import Target
 
 
 def segmentation_loss(outputs: Tensor, targets: Target) -> Tensor:
     """Cross-entropy of logits or log-probabilities N x C x H x W, mean over the pixels that count; 0 if none does."""
+    total, count = _summed_loss(outputs, targets)
+    return total / count.clamp(min=1)
+
+
+def shared_segmentation_loss(outputs: Tensor, targets: Target) -> Tensor:
+    """This process's part of the loss over the batches of all processes: the mean of the parts is that loss.
+
+    All processes must call it together. A mean of their own means would weigh pixels by who has them.
+    """
+    total, count = _summed_loss(outputs, targets)
+    return total / sum_over_processes(count).clamp(min=1) * world_size()
+
+
+def _summed_loss(outputs: Tensor, targets: Target) -> tuple[Tensor, Tensor]:
     labels = targets.labels.long()
-    total = cross_entropy(outputs, labels, ignore_index=IGNORED, reduction='sum')
-    return total / (labels != IGNORED).sum().clamp(min=1)
+    return cross_entropy(outputs, labels, ignore_index=IGNORED, reduction='sum'), (labels != IGNORED).sum()
 
 
 class RunningLoss:
@@ -76,8 +90,8 @@ class SegmentationScores:
         self.loss.reduce()
 
     def progress(self) -> str:
-        """How many images are done."""
-        return f'{self.done}/{self.images}'
+        """How many images are done, about as many by each process."""
+        return f'{min(self.done * world_size(), self.images)}/{self.images}'
 
     def compute(self) -> dict[str, Any]:
         """The mean loss and what ConfusionMatrix computes."""

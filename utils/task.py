@@ -2,13 +2,15 @@
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from models.norm import statistics
 from utils import checkpoint
 from utils.accumulation import micro_batches
 from utils.batches import EvalBatches, TrainBatches
@@ -16,6 +18,7 @@ from utils.checkpoint import Checkpoint
 from utils.compute import Compute, Runner
 from utils.cost import count_parameters
 from utils.data import DeviceLoader
+from utils.distributed import average_over_processes, is_distributed, job, rank, together, world_size
 from utils.errors import UserError
 from utils.interrupt import StopRequest
 from utils.learner import Learner
@@ -45,32 +48,70 @@ class Task:
     val_groups: Sequence[Sequence[int]] | None = None  # samples that can share a batch; None: all can
     wrap: Callable[[Runner], Runner] | None = None  # how the net is called when only evaluating
     reporter: type[Reporter] = Reporter
+    context: AbstractContextManager = field(default_factory=nullcontext)  # in which it is carried out
+
+
+def run(make_task: Callable[[Namespace], Task], args: Namespace) -> None:
+    """Carry out the task that the arguments describe, in one process or as one of a job."""
+    with job(args):
+        with together():
+            task = make_task(args)
+        with task.context:
+            carry_out(task, args)
 
 
 def carry_out(task: Task, args: Namespace) -> None:
     """Train the task's net as the arguments say, or evaluate it."""
-    compute = Compute(args.device, args.amp, not args.no_channels_last, args.compile)
-    micro_batch, accumulate = micro_batches(args.batch_size, args.num_gpus, compute.devices, not args.evaluate)
-    found = find_checkpoint(args, task.files)
-    learner = make_learner(task, compute, accumulate)
-    reporter = task.reporter(args.print_freq)
+    with together():
+        compute = Compute(args.device, args.amp, not args.no_channels_last, args.compile, args.static_loss_scale)
+        devices = compute.devices * world_size()
+        micro_batch, accumulate = micro_batches(args.batch_size, args.num_gpus, devices, not args.evaluate)
+        check_training(task, args, compute, micro_batch)
+        found = find_checkpoint(args, task.files)
+    learner = make_learner(task, args, compute, accumulate)
+    reporter = task.reporter(args.print_freq, micro_batch)
     reporter.say(describe(task, learner, args.arch, micro_batch))
     with StopRequest() as stop:
-        validate = make_validation(task, learner, micro_batch, args.workers, reporter, stop) if task.val_set else None
+        validate = make_validation(task, args, learner, micro_batch, reporter, stop) if task.val_set else None
         if args.evaluate:
-            load_for_evaluation(learner.model, found, Identity(task.name, args.arch, task.classes))
+            with together():
+                load_for_evaluation(learner.model, found, Identity(task.name, args.arch, task.classes))
             validate()
         else:
             train(task, args, learner, micro_batch, found, validate, reporter, stop)
 
 
+def check_training(task: Task, args: Namespace, compute: Compute, micro_batch: int) -> None:
+    """UserError for what cannot be trained."""
+    if args.sync_bn and compute.device.type != 'cuda':
+        raise UserError('--sync-bn needs GPUs: torch has it for nothing else; --average-bn works everywhere')
+    if args.evaluate:
+        return
+    if micro_batch % world_size():
+        raise UserError(f'{world_size()} processes cannot share micro-batches of {micro_batch} equally (--batch-size)')
+    samples = len(task.train_set)
+    if samples < (task.smallest_batch or args.batch_size):
+        raise UserError(f'{samples} training samples are fewer than one batch (--batch-size {args.batch_size})')
+
+
 def make_validation(
-    task: Task, learner: Learner, batch_size: int, workers: int, reporter: Reporter, stop: StopRequest
+    task: Task, args: Namespace, learner: Learner, micro_batch: int, reporter: Reporter, stop: StopRequest
 ) -> Callable[[], dict[str, Any]]:
-    """A function that evaluates the net, as it then is, on the validation set."""
-    batches = EvalBatches(task.val_groups or [range(len(task.val_set))], batch_size)
-    loader = DeviceLoader(task.val_set, batches, learner.compute, workers)
-    return lambda: evaluate(learner, loader, task.val_metrics(learner.compute.device), reporter, stop)
+    """A function that evaluates the net, as it then is, on the validation set.
+
+    Processes whose running statistics are the same share the set; else each evaluates its own on all of it.
+    """
+    share = (rank(), world_size()) if args.evaluate or args.average_bn or args.sync_bn else (0, 1)
+    groups = task.val_groups or [range(len(task.val_set))]
+    batches = EvalBatches(groups, max(micro_batch // world_size(), 1), *share)
+    loader = DeviceLoader(task.val_set, batches, learner.compute, args.workers)
+
+    def validate() -> dict[str, Any]:
+        if args.average_bn:
+            average_over_processes(statistics(learner.model).values())
+        return evaluate(learner, loader, task.val_metrics(learner.compute.device), reporter, stop)
+
+    return validate
 
 
 def train(
@@ -85,14 +126,12 @@ def train(
 ) -> None:
     """Train in --output, from `found` if there is one, to --epochs epochs."""
     samples = len(task.train_set)
-    if samples < (task.smallest_batch or args.batch_size):
-        raise UserError(f'{samples} training samples are fewer than one batch (--batch-size {args.batch_size})')
     plan = {'samples': samples, 'micro-batch': micro_batch, 'accumulate': learner.accumulate}
     identity = Identity(task.name, args.arch, task.classes)
-    run = Run(args.output, task.files, identity, learner, args.epochs, plan, args.save_steps, reporter, stop)
-    run.begin(found, args.seed, args.start_epoch)
-    run.log.start(vars(args), device=str(learner.compute), from_epoch=run.epoch, from_step=run.step)
-    batches = TrainBatches(samples, micro_batch, run.seed, task.smallest_batch)
+    with together():
+        run = Run(args.output, task.files, identity, learner, args.epochs, plan, args.save_steps, reporter, stop)
+        run.begin(found, args.seed, args.start_epoch, vars(args))
+    batches = TrainBatches(samples, micro_batch, run.seed, task.smallest_batch, rank(), world_size())
     loader = DeviceLoader(task.train_set, batches, learner.compute, args.workers)
     fit(learner, loader, lambda: task.train_metrics(learner.compute.device), validate, run)
 
@@ -106,10 +145,11 @@ def find_checkpoint(args: Namespace, files: Files) -> Checkpoint | None:
     return checkpoint.read(path) if path else None
 
 
-def make_learner(task: Task, compute: Compute, accumulate: int) -> Learner:
+def make_learner(task: Task, args: Namespace, compute: Compute, accumulate: int) -> Learner:
     """The net on its device, with its loss, optimizer and schedule."""
-    model = compute.place(task.model)
-    runner = compute.runner(model)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(task.model) if args.sync_bn and is_distributed() else task.model
+    model = compute.place(model)
+    runner = compute.runner(model, train=not args.evaluate)
     runner = task.wrap(runner) if task.wrap else runner
     return Learner(model, runner, task.loss, compute, task.optimizer, task.learning_rate, accumulate)
 
@@ -120,6 +160,6 @@ def describe(task: Task, learner: Learner, arch: str, micro_batch: int) -> str:
     sets = {'training': task.train_set, 'test': task.val_set}
     images = ' and '.join(f'{len(images):,} {part}' for part, images in sets.items() if images)
     batches = f'{learner.accumulate} x {micro_batch} per update' if task.train_set else f'{micro_batch} at a time'
-    faster = '; docker_classify.py is faster on several GPUs' * (compute.devices > 1)
+    faster = '; one process per GPU (torch.distributed.run, docker_classify.py) is faster' * (compute.devices > 1)
     net = f'{arch}: {millions:.2f} M parameters, {len(task.classes)} classes'
     return f'{net}; {images} images, {batches}; {compute}{faster}'

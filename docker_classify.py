@@ -1,0 +1,46 @@
+"""ImageNet classification with one process per GPU.
+
+    python -m torch.distributed.run --nproc_per_node=8 docker_classify.py DIR                    one machine
+    python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d \\
+        --rdzv_endpoint=HOST:29400 docker_classify.py DIR                                        on each of two machines
+    python -m apex.parallel.multiproc docker_classify.py DIR                                     as in 2019
+
+As classify.py, but --batch-size is that of a process, and the defaults are those of the reference's script. Each
+process keeps its own running statistics and tests the whole set with them; the average is reported, and the first one's
+model is saved (--average-bn: averaged before each test, which the processes then share).
+"""
+
+from argparse import Namespace
+from dataclasses import replace
+
+import classify
+from utils.arguments import Parser, nonnegative
+from utils.errors import exit_cleanly
+from utils.reporting import SpeedReporter
+from utils.run import Best, Files
+from utils.task import Task, run
+
+
+def make_parser() -> Parser:
+    parser = classify.make_parser(__doc__)
+    add = parser.add_argument_group('as in the reference').add_argument
+    add('--fp16', action='store_true', help='the same as --amp fp16')
+    add('--static-loss-scale', type=nonnegative, metavar='X', help='of fp16; default: as large as it can be')
+    parser.set_defaults(batch_size=32, workers=8)
+    return parser
+
+
+def main(args: Namespace) -> None:
+    """Train, or with --evaluate only test, as the arguments say."""
+    together = {'batch_size': args.batch_size * args.num_gpus, 'amp': 'fp16' if args.fp16 else args.amp}
+    run(make_task, Namespace(**{**vars(args), **together}))
+
+
+def make_task(args: Namespace) -> Task:
+    """classify.py's, under the names of the reference's script."""
+    files = Files('checkpoint.pth.tar', Best('model_best.pth.tar', metric='err1', key='best_err1'))
+    return replace(classify.make_task(args), files=files, reporter=SpeedReporter)
+
+
+if __name__ == '__main__':
+    exit_cleanly(lambda: main(make_parser().parse_args()))
