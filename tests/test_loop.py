@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,23 @@ def test_loader_gives_what_torchvisions_transforms_give(folder):
         assert torch.equal(images, torch.stack([image for image, _ in theirs]))
         assert targets.tolist() == theirs.targets
         assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_loader_for_a_gpu_works_one_batch_ahead_and_loses_none(folder, monkeypatch):
+    """With streams that do nothing: there is no GPU here. Each batch is waited for before it is handed out."""
+    waits = []
+    stream = type('Stream', (), {'wait_stream': lambda self, other: waits.append(other)})
+    monkeypatch.setattr(torch.cuda, 'Stream', stream)
+    monkeypatch.setattr(torch.cuda, 'current_stream', stream)
+    monkeypatch.setattr(torch.cuda, 'stream', lambda stream: nullcontext())
+    monkeypatch.setattr(torch.Tensor, 'record_stream', lambda tensor, stream: None)
+    images = open_folder(folder / 'val', central_crop(32))
+    loader = DeviceLoader(images, EvalBatches([range(18)], 4), CPU, 0)
+    plain = list(loader)
+    for number, (batch, twin) in enumerate(zip(loader._ahead(), plain, strict=True), 1):
+        assert torch.equal(batch[0], twin[0])
+        assert torch.equal(batch[1], twin[1])
+        assert len(waits) == number
 
 
 def test_training_crops_are_flipped_parts(folder):

@@ -61,11 +61,28 @@ class DeviceLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         """All batches, or those from where training batches were told to seek. Raises a sample's UserError."""
+        return self._ahead() if self.compute.device.type == 'cuda' else map(self._placed, self.loader)
+
+    def _ahead(self) -> Iterator[tuple[Tensor, Any]]:
+        """On a GPU: each batch is copied and normalised on a stream of its own, while the one before it is used."""
+        main, side, ready = torch.cuda.current_stream(), torch.cuda.Stream(), None
         for batch in self.loader:
-            if isinstance(batch, UserError):
-                raise batch
-            images, targets = batch
-            yield self.normalise(self.compute.images(images)), self.compute.targets(targets)
+            with torch.cuda.stream(side):
+                upcoming = self._placed(batch)
+            if ready is not None:
+                yield ready
+            main.wait_stream(side)
+            images, targets = ready = upcoming
+            for tensor in (images, targets) if isinstance(targets, Tensor) else (images, *targets):
+                tensor.record_stream(main)  # its memory is the side stream's, which must not reuse it too early
+        if ready is not None:
+            yield ready
+
+    def _placed(self, batch: Any) -> tuple[Tensor, Any]:
+        if isinstance(batch, UserError):
+            raise batch
+        images, targets = batch
+        return self.normalise(self.compute.images(images)), self.compute.targets(targets)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 N x 3 x H x W to float32: to 0..1, then by ImageNet's mean and standard deviation.
