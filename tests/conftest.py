@@ -41,6 +41,7 @@ class TinySegmenter(nn.Module):
     def __init__(self, num_classes: int = 21, checkpoint_activations: bool = False):
         super().__init__()
         self.base = TinyNet()
+        self.base.fc.requires_grad_(False)
         self.score = nn.Conv2d(16, num_classes, 1)
 
     @staticmethod

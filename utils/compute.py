@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -12,6 +13,10 @@ from utils.distributed import is_distributed, world_size
 from utils.errors import UserError
 
 Runner = Callable[[Tensor], Tensor]  # a net as it is called: images N x 3 x H x W -> outputs
+
+# DistributedDataParallel's argument, whose old name warns from PyTorch 2.15 on.
+_SYNC_BUFFERS = 'forward_sync_buffers', 'broadcast_buffers'
+OWN_BUFFERS = {next(name for name in _SYNC_BUFFERS if name in signature(DistributedDataParallel).parameters): False}
 
 DTYPES = {'off': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -52,7 +57,7 @@ class Compute:
         """
         runner: nn.Module = model
         if train and is_distributed():
-            runner = DistributedDataParallel(model, broadcast_buffers=False)
+            runner = DistributedDataParallel(model, **OWN_BUFFERS)
         elif self.devices > 1:
             runner = nn.DataParallel(model)
         return torch.compile(runner) if self.compile else runner

@@ -2,16 +2,18 @@
 
 import os
 import re
+import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.rendezvous import rendezvous
 
-from utils.errors import UserError
+from utils.errors import UserError, tell
 
 LOCAL = 'tcp://127.0.0.1:23456'  # where processes of one machine meet if nobody says: apex.parallel.multiproc
 LOST = re.compile('gloo/transport|pair closure')  # gloo raises plain RuntimeErrors when a process is gone
@@ -21,7 +23,7 @@ LOST = re.compile('gloo/transport|pair closure')  # gloo raises plain RuntimeErr
 def job(args: Namespace) -> Iterator[None]:
     """Meet the other processes that torch.distributed.run, or --world-size and --rank, tell of, if they do.
 
-    Raises UserError when they cannot be met, or when one of them is lost within.
+    A UserError within, or one of them lost, is told and ends this process at once.
     """
     launched = {'RANK', 'WORLD_SIZE', 'LOCAL_RANK'} <= os.environ.keys()
     world = int(os.environ['WORLD_SIZE']) if launched else args.world_size
@@ -35,16 +37,26 @@ def job(args: Namespace) -> Iterator[None]:
     try:
         _meet(args, number, world, address)
         yield
+    except UserError as error:
+        _leave(error)
+    except RuntimeError as error:
+        if not (isinstance(error, distributed.DistError) or LOST.search(str(error))):
+            raise
+        told = f'process {number} of {world} ({address}) cannot go on without the others'
+        _leave(UserError(f'{told}; one of them ended or was silent for --dist-timeout: {error}'))
     except SystemExit:
         distributed.destroy_process_group()
         raise
-    except RuntimeError as error:
-        if isinstance(error, distributed.DistError) or LOST.search(str(error)):
-            told = f'process {number} of {world} ({address}) cannot go on without the others'
-            raise UserError(f'{told}; one of them ended or was silent for --dist-timeout: {error}') from error
-        raise
     else:
         distributed.destroy_process_group()
+
+
+def _leave(error: UserError) -> NoReturn:
+    """End without a farewell: the groups' own would wait for, or abort over, operations that never end."""
+    tell(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _meet(args: Namespace, number: int, world: int, address: str) -> None:
@@ -52,13 +64,13 @@ def _meet(args: Namespace, number: int, world: int, address: str) -> None:
     if on_gpus:
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', number)) % torch.cuda.device_count())
     backend = args.dist_backend or ('nccl' if on_gpus else 'gloo')
-    distributed.init_process_group(
-        'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend,  # NCCL has no way to tell what is not on a GPU
-        init_method=address,
-        rank=number,
-        world_size=world,
-        timeout=timedelta(seconds=args.dist_timeout),
-    )
+    timeout = timedelta(seconds=args.dist_timeout)
+    store, number, world = next(rendezvous(address, number, world, timeout=timeout))
+    # A launcher that starts killed processes anew keeps its store, where the dead ones' addresses still are.
+    store = distributed.PrefixStore(f'attempt {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
+    # NCCL cannot send what is not on a GPU.
+    backend = 'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend
+    distributed.init_process_group(backend, store=store, rank=number, world_size=world, timeout=timeout)
 
 
 @contextmanager

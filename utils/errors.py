@@ -13,10 +13,15 @@ def exit_cleanly(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print('error:', ' '.join(str(error).split()), file=sys.stderr)
+        tell(error)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def tell(error: UserError) -> None:
+    """Print it on one line of stderr."""
+    print('error:', ' '.join(str(error).split()), file=sys.stderr)
 
 
 def named(names, most: int = 5) -> str:

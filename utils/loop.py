@@ -67,7 +67,9 @@ def evaluate(
             reporter.test_line(step, steps, clock, metrics)
     if loader.batches.shared:
         metrics.reduce()
-    results = mean_of_results(everyones(metrics.compute()))
+        results = metrics.compute()
+    else:
+        results = mean_of_results(everyones(metrics.compute()))
     reporter.say(metrics.summary(results))
     return results
 
