@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,6 +64,22 @@ def resume(model: nn.Module, checkpoint: Checkpoint) -> None:
     _load(model, _with_counters(model, checkpoint.state_dict), checkpoint)
 
 
+def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
+    """UserError that lists what is missing from `path`'s state, unexpected or of another shape, unless all fits."""
+    faults = {
+        'missing': [name for name in own if name not in state],
+        'unexpected': [name for name in state if name not in own],
+        'of another shape': [
+            f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        ],
+    }
+    if any(faults.values()):
+        told = '; '.join(f'{kind}: {named(names)}' for kind, names in faults.items() if names)
+        raise UserError(f'{path} does not fit the net: {told}')
+
+
 def load_for_evaluation(model: nn.Module, checkpoint: Checkpoint, wanted: Identity) -> None:
     """Load a checkpoint of this very task and head; UserError for any other."""
     difference = head_difference(checkpoint, model, wanted)
@@ -117,19 +134,7 @@ def _load_momentum(optimizer: torch.optim.Optimizer, parameter: Tensor, saved: M
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
-    own = model.state_dict()
-    faults = {
-        'missing': [name for name in own if name not in state],
-        'unexpected': [name for name in state if name not in own],
-        'of another shape': [
-            f'{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}'
-            for name in own
-            if name in state and state[name].shape != own[name].shape
-        ],
-    }
-    if any(faults.values()):
-        told = '; '.join(f'{kind}: {named(names)}' for kind, names in faults.items() if names)
-        raise UserError(f'{checkpoint.path} does not fit the net: {told}')
+    check_fit(model.state_dict(), state, checkpoint.path)
     model.load_state_dict(state)
 
 
