@@ -1,0 +1,44 @@
+"""Our reader of safetensors files against files that their own package wrote."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from utils import safetensors_file
+from utils.errors import UserError
+
+
+def test_tensors_are_read_in_every_type(tmp_path):
+    state = {f'a.{n}': torch.randn(2, 3, n).to(kind) for n, kind in enumerate(safetensors_file.DTYPES.values(), 1)}
+    state['count'] = torch.tensor(7)
+    save_file(state, tmp_path / 'model.safetensors', metadata={'format': 'pt'})
+    read = safetensors_file.read(tmp_path / 'model.safetensors')
+    assert read.keys() == state.keys()
+    for name, value in state.items():
+        assert read[name].dtype == value.dtype
+        assert torch.equal(read[name], value), name
+
+
+DAMAGES = {
+    'the last byte gone': lambda content: content[:-1],
+    'header cut off': lambda content: content[:40],
+    'empty': lambda content: b'',
+    'a web page': lambda content: b'<html>404</html>',
+    'a list as header': lambda content: (2).to_bytes(8, 'little') + b'[]',
+    'an unknown type': lambda content: content.replace(b'"F32"', b'"X32"'),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES)
+def test_damaged_file_is_named(tmp_path, damage):
+    path = tmp_path / 'model.safetensors'
+    save_file({'a': torch.zeros(3, 4), 'b': torch.ones(5)}, path)
+    assert safetensors_file.read(path)['b'].tolist() == [1] * 5
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match='model.safetensors: not a safetensors file, or a damaged one'):
+        safetensors_file.read(path)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match='cannot read .*nowhere.safetensors: No such file'):
+        safetensors_file.read(tmp_path / 'nowhere.safetensors')
