@@ -1,0 +1,268 @@
+"""Imported weights: outputs against torchvision's and timm's nets, what does not fit, how elastic nets begin."""
+
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+import models
+from models.elastic import Split
+from models.halves import halved, joined
+from models.norm import batch_norms
+from tests.conftest import Script
+from tests.reference import load_weights
+from tools import import_weights
+from tools.import_weights import SOURCES
+from utils import checkpoint
+from utils.errors import UserError
+from utils.restore import Identity, load_for_evaluation
+
+CLASSES = [str(n) for n in range(1000)]
+RESNEXT = 'torchvision/resnext50_32x4d'
+UNUSED = {
+    'timm/dla60x': ['level3.project', 'level4.tree1.project', 'level4.project'],
+    'timm/dla102x': [
+        *('level3.tree1.project', 'level3.project'),
+        *('level4.tree1.tree1.project', 'level4.tree1.project', 'level4.project'),
+    ],
+}
+
+
+@cache
+def library_net(source: str) -> nn.Module:
+    """The library's net with random weights and running statistics, and counts of 7 batches."""
+    library, name = source.split('/')
+    net = torchvision.models.get_model(name) if library == 'torchvision' else timm.create_model(name)
+    for norm in batch_norms(load_weights(net)):
+        norm.num_batches_tracked.fill_(7)
+    return net.eval()
+
+
+def library_state(source: str) -> dict[str, torch.Tensor]:
+    """Its state dict, to be changed at will."""
+    return dict(library_net(source).state_dict())
+
+
+@pytest.fixture(scope='module', autouse=True)
+def freed():
+    """The libraries' nets are of no use to other tests."""
+    yield
+    library_net.cache_clear()
+
+
+class Importer:
+    """The command on a state dict of `source`, in a folder of its own."""
+
+    def __init__(self, folder: Path):
+        self.out = folder / 'out.pth.tar'
+        self.weights = folder / 'weights.pth'
+
+    def script(self, source, state) -> Script:
+        torch.save(state, self.weights)
+        return Script(import_weights, source, f'{self.weights} {self.out}')
+
+    def __call__(self, source, state, *arguments) -> checkpoint.Checkpoint:
+        self.script(source, state)(*arguments)
+        return checkpoint.read(self.out)
+
+    def error(self, capsys, source, state, *arguments) -> str:
+        """Its one line; nothing may be written."""
+        line = self.script(source, state).error(capsys, *arguments)
+        assert list(self.out.parent.iterdir()) == [self.weights]
+        return line
+
+
+@pytest.fixture
+def importer(tmp_path):
+    (tmp_path / 'import').mkdir()
+    return Importer(tmp_path / 'import')
+
+
+def loaded(found: checkpoint.Checkpoint, arch: str) -> nn.Module:
+    """The net as classify.py --evaluate loads it."""
+    net = models.build_classifier(arch)
+    load_for_evaluation(net, found, Identity('imagenet', arch, CLASSES))
+    return net.eval()
+
+
+def assert_same_outputs(net: nn.Module, other: nn.Module) -> None:
+    """In float64, so that a wrong tensor cannot hide in rounding."""
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        outputs, expected = net.double()(images), other.double()(images)
+    other.float()  # it is shared; its numbers are float32's, so nothing is lost
+    assert outputs.std(0).min() > 1e-6, 'outputs that do not depend on the input prove nothing'
+    assert expected.std() > 1e-2
+    torch.testing.assert_close(outputs, expected, rtol=0, atol=1e-9 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize('source', SOURCES)
+def test_outputs_are_the_librarys(importer, capsys, source):
+    theirs, arch = library_net(source), SOURCES[source].arch
+    found = importer(source, theirs.state_dict())
+    assert (found.task, found.arch, found.epoch, found.classes) == ('imagenet', arch, 0, None)
+    net = loaded(found, arch)
+    assert_same_outputs(net, theirs)
+    with pytest.raises(UserError, match=f'a checkpoint of {arch}, not of --arch {arch}_elastic'):
+        load_for_evaluation(net, found, Identity('imagenet', f'{arch}_elastic', CLASSES))
+    assert {norm.eps for part in (net, theirs) for norm in batch_norms(part)} == {1e-5}
+    told = capsys.readouterr().out.splitlines()[1:]
+    assert told == ([f'   as initialised: {", ".join(UNUSED[source])}'] if source in UNUSED else [])
+    fresh = [norm for name in UNUSED.get(source, ()) for norm in batch_norms(net.get_submodule(name))]
+    assert {n.num_batches_tracked.item() for n in batch_norms(net) if not any(n is f for f in fresh)} == {7}
+
+
+@pytest.mark.parametrize('arch', models.classifiers)
+def test_halves_joined_and_cut_again_are_the_same(arch):
+    net = models.build_classifier(arch)
+    state, whole = net.state_dict(), joined(net)
+    again = halved(net, whole)
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], value) for name, value in state.items())
+    assert not [name for name in whole if '_d.' in name]
+
+
+def test_densenet_under_its_names_of_2017(importer):
+    source = 'torchvision/densenet201'
+    new = library_state(source)
+    old = {
+        re.sub(r'(denselayer\d+\.(?:norm|conv))([12]\.)', r'\1.\2', name): value
+        for name, value in new.items()
+        if not name.endswith('num_batches_tracked')
+    }
+    assert 'features.denseblock1.denselayer1.norm.1.running_var' in old
+    assert_same_outputs(loaded(importer(source, old), 'densenet201'), library_net(source))
+    importer.out.unlink()
+    both = old | {'features.denseblock1.denselayer1.conv1.weight': torch.zeros(128, 64, 1, 1)}
+    with pytest.raises(UserError, match='the same tensor under an old and a new name'):
+        importer(source, both)
+
+
+def test_projections_that_a_file_has_are_taken(importer, capsys):
+    state = library_state('timm/dla60x')
+    for name, width in ('level3', 128), ('level4', 256), ('level4.tree1', 256):
+        state[f'{name}.project.0.weight'] = torch.full((2 * width, width, 1, 1), 0.5)
+        for tensor in 'weight', 'bias', 'running_mean', 'running_var':
+            state[f'{name}.project.1.{tensor}'] = torch.full((2 * width,), 0.25)
+        state[f'{name}.project.1.num_batches_tracked'] = torch.tensor(3)
+    net = loaded(importer('timm/dla60x', state), 'dla60x')
+    assert (net.level4.tree1.project[0].weight == 0.5).all()
+    assert 'as initialised' not in capsys.readouterr().out
+    importer.out.unlink()
+    del state['level4.project.1.bias']
+    assert 'missing: level4.project.1.bias' in importer.error(capsys, 'timm/dla60x', state)
+
+
+def test_what_does_not_fit_is_named_as_the_library_names_it(importer, capsys):
+    state = library_state('timm/seresnext50_32x4d')
+    state['layer2.0.conv2.weight'] = state['layer2.0.conv2.weight'][:, :4]
+    state['layer1.1.bn1.weight'] = torch.tensor(1.0)
+    state['stranger'] = state.pop('layer3.2.se.fc1.bias')
+    del state['layer4.0.conv1.weight']
+    line = importer.error(capsys, 'timm/seresnext50_32x4d', state)
+    assert 'missing: layer3.2.se.fc1.bias, layer4.0.conv1.weight; unexpected: stranger; of another shape: ' in line
+    assert 'layer1.1.bn1.weight () instead of (128,)' in line
+    assert 'layer2.0.conv2.weight (256, 4, 3, 3) instead of (256, 8, 3, 3)' in line
+
+
+def test_one_count_of_batches_missing_is_named(importer, capsys):
+    state = library_state(RESNEXT)
+    del state['bn1.num_batches_tracked']
+    assert 'missing: bn1.num_batches_tracked' in importer.error(capsys, RESNEXT, state)
+
+
+def test_weights_of_another_net_and_weights_that_are_not_finite(importer, capsys):
+    state = library_state('timm/seresnext50_32x4d')
+    assert 'unexpected: layer1.0.se.fc1.weight' in importer.error(capsys, 'timm/resnext50_32x4d', state)
+    state = library_state(RESNEXT) | {'fc.bias': torch.full((1000,), float('nan'))}
+    assert 'fc.bias of the net is not finite' in importer.error(capsys, RESNEXT, state)
+
+
+def test_unknown_source_missing_file_and_existing_out(importer, capsys, tmp_path):
+    assert "invalid choice: 'timm/resnet50'" in importer.script('timm/resnet50', {}).error(capsys)
+    nowhere = Script(import_weights, RESNEXT, f'{tmp_path}/nowhere.pth {importer.out}')
+    assert 'no checkpoint at' in nowhere.error(capsys)
+    nowhere = Script(import_weights, RESNEXT, f'{tmp_path}/nowhere.safetensors {importer.out}')
+    assert 'nowhere.safetensors: No such file or directory' in nowhere.error(capsys)
+    importer.out.write_text('dear')
+    script = importer.script(RESNEXT, library_state(RESNEXT))
+    assert f'{importer.out} exists; it is not written over' in script.error(capsys)
+    assert importer.out.read_text() == 'dear'
+
+
+DENSE_LAYERS = [f'features.denseblock1.denselayer{n}' for n in range(1, 7)]
+ELASTIC = {  # whether a part of the elastic net stays as initialised, and what of the base net is left over
+    RESNEXT: (
+        lambda part: part in {f'layer1.{n}' for n in (3, 4, 5)} | {f'layer2.{n}' for n in (4, 5, 6, 7)},
+        ['layer3.5'],
+    ),
+    'timm/dla60x': (lambda part: part in UNUSED['timm/dla60x'], []),
+    'timm/densenet201': (
+        lambda part: part not in ['features.conv0', 'features.norm0', *DENSE_LAYERS],
+        [f'features.denseblock3.denselayer{n}' for n in range(41, 49)]
+        + [f'features.denseblock4.denselayer{n}' for n in (31, 32)],
+    ),
+}
+
+
+@pytest.mark.parametrize('source', ELASTIC)
+def test_elastic_net_begins_with_the_blocks_that_correspond(importer, capsys, source):
+    differs, left_over = ELASTIC[source]
+    arch = f'{SOURCES[source].arch}_elastic'
+    net = loaded(importer(source, library_state(source), '--elastic', '--seed', 3), arch)
+    first, fresh, *others = capsys.readouterr().out.splitlines()
+    torch.manual_seed(3)
+    untouched = models.build_classifier(arch)
+    parts = import_weights.parts(untouched)
+    expected = [part for part in parts if differs(part)]
+    assert f'{len(parts) - len(expected)} of its {len(parts)} parts from {source}' in first
+    assert fresh == f'   as initialised: {", ".join(expected)}'
+    assert others == [f'   not used: {", ".join(left_over)}'] * bool(left_over)
+    whole, initial, theirs = joined(net), joined(untouched), library_state(source)
+    fresh_names = {name for part in expected for name in whole if name.startswith(f'{part}.')}
+    for name, value in whole.items():
+        their_name = import_weights.renamed(name, SOURCES[source].names)
+        assert torch.equal(value, initial[name] if name in fresh_names else theirs[their_name]), name
+
+
+def test_an_elastic_net_on_one_scale_is_the_librarys(importer):
+    net = loaded(importer('timm/dla60x', library_state('timm/dla60x'), '--elastic'), 'dla60x_elastic')
+    for block in net.modules():
+        if isinstance(block, Split):
+            block.elastic = False  # both halves at full resolution: an ordinary block
+    assert_same_outputs(net, library_net('timm/dla60x'))
+
+
+def test_blocks_of_another_width_stay_as_initialised(importer, capsys):
+    state = importer('timm/dla102x', library_state('timm/dla102x'), '--elastic').state_dict
+    assert ' level3.tree1.tree1.tree1, ' in capsys.readouterr().out
+    torch.manual_seed(0)
+    initial = models.build_classifier('dla102x_elastic').state_dict()
+    theirs = library_state('timm/dla102x')
+    name = 'level3.tree1.tree1.tree1.conv2.weight'
+    assert torch.equal(state[name], initial[name])
+    assert torch.equal(state['base_layer.0.weight'], theirs['base_layer.0.weight'])
+
+
+def test_safetensors_are_imported(importer):
+    state = library_state('timm/dla60x')
+    path = importer.weights.with_suffix('.safetensors')
+    save_file(state, path)
+    Script(import_weights, 'timm/dla60x', f'{path} {importer.out}')()
+    imported = checkpoint.read(importer.out).state_dict
+    assert all(torch.equal(imported[name], value) for name, value in state.items())
+
+
+def test_importing_it_needs_neither_timm_nor_safetensors():
+    code = 'import sys, tools.import_weights; print({"timm", "safetensors"} & sys.modules.keys())'
+    root = Path(__file__).parent.parent
+    ended = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=root)
+    assert (ended.stdout, ended.stderr) == ('set()\n', '')

@@ -1,0 +1,174 @@
+"""Turns ImageNet weights of torchvision or timm into a checkpoint of a base net of ours, exactly.
+
+    python -m tools.import_weights torchvision/resnext50_32x4d resnext50_32x4d-7cdf4587.pth resnext50.pth.tar
+    python classify.py DIR --evaluate --resume resnext50.pth.tar -a resnext50
+
+    python -m tools.import_weights timm/dla60x model.safetensors dla60x_elastic.pth.tar --elastic
+    python classify.py DIR --resume dla60x_elastic.pth.tar -a dla60x_elastic
+
+    torchvision/  resnext50_32x4d  densenet201
+    timm/         resnext50_32x4d  resnext101_32x4d  seresnext50_32x4d  dla60x  dla102x  densenet201
+
+WEIGHTS is a file with the library's state dict: .pth, .pth.tar or .bin of PyTorch, or .safetensors. Outputs are the
+library's up to rounding; every batch norm has eps 1e-5 there too. Means and deviations of colours are the same, but
+crops are not: where a library's weights ask for another one than the central 224 of 256 (0.875), for instance 224 of
+232, or for bicubic resizing, classify.py, which does neither, measures another error than the library publishes.
+
+--elastic starts an Elastic net from the base net's weights, for training. Its depths differ: a block is taken where the
+base net has one of the same shapes at the same stage and position; the others stay as initialised, and are named.
+"""
+
+import re
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import models
+from models.dla import Tree
+from models.elastic import Split
+from models.halves import halved, joined
+from utils import checkpoint, safetensors_file
+from utils.arguments import Parser, natural
+from utils.errors import UserError, exit_cleanly
+from utils.finite import check_weights
+from utils.restore import check_fit, module_state
+
+Rules = tuple[tuple[str, str], ...]  # (pattern of a whole name, what it is called instead); other names stay
+
+SE: Rules = ((r'(.+)\.selayer\.conv([12])\.(weight|bias)', r'\1.se.fc\2.\3'),)
+DENSENET: Rules = ((r'features\.norm_final\.(\w+)', r'features.norm5.\1'),)
+# Files of 2017, such as torchvision's densenet201-c1103571.pth, say norm.1 for norm1.
+DENSENET_OF_2017: Rules = ((r'(.+\.denselayer\d+\.(?:norm|conv))\.([12]\.\w+)', r'\1\2'),)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A library's net: which of ours it is, its names for our tensors, and what it calls those of old files."""
+
+    arch: str
+    names: Rules = ()
+    old_names: Rules = ()
+
+
+SOURCES = {
+    'torchvision/resnext50_32x4d': Source('resnext50'),
+    'torchvision/densenet201': Source('densenet201', DENSENET, DENSENET_OF_2017),
+    'timm/resnext50_32x4d': Source('resnext50'),
+    'timm/resnext101_32x4d': Source('resnext101'),
+    'timm/seresnext50_32x4d': Source('se_resnext50', SE),
+    'timm/dla60x': Source('dla60x'),
+    'timm/dla102x': Source('dla102x'),
+    'timm/densenet201': Source('densenet201', DENSENET, DENSENET_OF_2017),
+}
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument('source', choices=list(SOURCES), metavar='SOURCE', help='library/net, one of those above')
+    parser.add_argument('weights', type=Path, metavar='WEIGHTS', help="file with the library's state dict")
+    parser.add_argument('out', type=Path, metavar='OUT.pth.tar', help='checkpoint to write; must not exist')
+    parser.add_argument('--elastic', action='store_true', help='start the net with Elastic instead')
+    parser.add_argument('--seed', type=natural, default=0, metavar='N', help='of what stays as initialised')
+    return parser
+
+
+def main(args: Namespace) -> None:
+    """Read, translate, write, and say what was not taken."""
+    if args.out.exists():
+        raise UserError(f'{args.out} exists; it is not written over')
+    source = SOURCES[args.source]
+    with torch.device('meta'):  # for its names and shapes
+        base = models.build_classifier(source.arch)
+    whole = translated(read_weights(args.weights), base, source, args.weights)
+    arch = f'{source.arch}_elastic' if args.elastic else source.arch
+    torch.manual_seed(args.seed)
+    net = models.build_classifier(arch)
+    fresh = take(net, whole)
+    check_weights(net)
+    content = {'epoch': 0, 'task': 'imagenet', 'arch': arch, 'state_dict': checkpoint.state_dict(net)}
+    checkpoint.write(args.out, content)
+    report(args, arch, parts(net), fresh, parts(base))
+
+
+def report(args: Namespace, arch: str, own: list[str], fresh: list[str], given: list[str]) -> None:
+    """Say how much of the net is the library's, and name what is not and what was not used."""
+    print(f'=> {args.out}: {arch}, {len(own) - len(fresh)} of its {len(own)} parts from {args.source}')
+    left_out = [part for part in given if part not in own]
+    for kind, names in {'as initialised': fresh, 'not used': left_out}.items():
+        if names:
+            print(f'   {kind}: {", ".join(names)}')
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of either format by name; nothing in it is executed."""
+    if path.suffix == '.safetensors':
+        return safetensors_file.read(path)
+    return checkpoint.read(path).state_dict
+
+
+def translated(state: Mapping[str, Tensor], base: nn.Module, source: Source, path: Path) -> dict[str, Tensor]:
+    """The library's state under our names, blocks still whole; UserError unless every name and shape fits.
+
+    `base` gives names and shapes. Absent as a whole may be batch norm's counts, which PyTorch 0.4.0 did not save (they
+    start at 0), and each projection that nothing uses (which the result then lacks).
+    """
+    own = joined(base)
+    theirs = {name: renamed(name, source.names) for name in own}
+    given = {renamed(name, source.old_names): value for name, value in state.items()}
+    if len(given) != len(state):
+        raise UserError(f'{path} holds the same tensor under an old and a new name')
+    counts = {name: torch.zeros((), dtype=value.dtype) for name, value in own.items() if not value.dim()}
+    absent = {name for group in [counts, *unused(base)] if not any(theirs[n] in given for n in group) for name in group}
+    check_fit({theirs[name]: value for name, value in own.items() if name not in absent}, given, path)
+    return counts | {name: given[theirs[name]] for name in own if name not in absent}
+
+
+def renamed(name: str, rules: Rules) -> str:
+    """What the first rule that matches all of the name makes of it."""
+    for pattern, replacement in rules:
+        found = re.fullmatch(pattern, name)
+        if found:
+            return found.expand(replacement)
+    return name
+
+
+def unused(net: nn.Module) -> list[dict[str, Tensor]]:
+    """The state of each projection of DLA that nothing uses: timm's nets lack them, files of DLA's authors do not."""
+    return [
+        module_state(net, [f'{name}.project'])
+        for name, module in net.named_modules()
+        if isinstance(module, Tree) and module.depth > 1 and module.project is not None
+    ]
+
+
+def parts(module: nn.Module, path: str = '') -> list[str]:
+    """The modules that are taken whole or not at all: blocks, and layers or flat sequences of layers outside of them.
+
+    Those of a ResNeXt: conv1, bn1, layer1.0, layer1.1, ..., fc.
+    """
+    children = list(module.named_children())
+    if isinstance(module, Split) or not any(list(child.children()) for _, child in children):
+        return [path] if module.state_dict() else []
+    return [part for name, child in children for part in parts(child, f'{path}.{name}' if path else name)]
+
+
+def take(net: nn.Module, whole: Mapping[str, Tensor]) -> list[str]:
+    """Load every part all of whose tensors are there in its shapes; the parts that so stay as initialised."""
+    given = halved(net, whole)
+    state, fresh = net.state_dict(), []
+    for part in parts(net):
+        own = module_state(net, [part])
+        if all(name in given and given[name].shape == value.shape for name, value in own.items()):
+            state |= {name: given[name] for name in own}
+        else:
+            fresh.append(part)
+    net.load_state_dict(state)
+    return fresh
+
+
+if __name__ == '__main__':
+    exit_cleanly(lambda: main(make_parser().parse_args()))
