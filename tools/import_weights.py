@@ -113,18 +113,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def translated(state: Mapping[str, Tensor], base: nn.Module, source: Source, path: Path) -> dict[str, Tensor]:
     """The library's state under our names, blocks still whole; UserError unless every name and shape fits.
 
-    `base` gives names and shapes. Absent as a whole may be batch norm's counts, which PyTorch 0.4.0 did not save (they
-    start at 0), and each projection that nothing uses (which the result then lacks).
+    `base` gives names and shapes. Files before PyTorch 0.4.1 lack batch norm's counts, which then start at 0.
     """
-    own = joined(base)
-    theirs = {name: renamed(name, source.names) for name in own}
-    given = {renamed(name, source.old_names): value for name, value in state.items()}
-    if len(given) != len(state):
+    own, idle = joined(base), unused(base)
+    theirs = {name: renamed(name, source.names) for name in own if name not in idle}
+    given = {renamed(name, source.old_names): value for name, value in state.items() if name not in idle}
+    if len(given) < len(state.keys() - idle):
         raise UserError(f'{path} holds the same tensor under an old and a new name')
-    counts = {name: torch.zeros((), dtype=value.dtype) for name, value in own.items() if not value.dim()}
-    absent = {name for group in [counts, *unused(base)] if not any(theirs[n] in given for n in group) for name in group}
-    check_fit({theirs[name]: value for name, value in own.items() if name not in absent}, given, path)
-    return counts | {name: given[theirs[name]] for name in own if name not in absent}
+    counts = {theirs[name]: torch.zeros((), dtype=torch.int64) for name in theirs if not own[name].dim()}
+    if not counts.keys() & given.keys():
+        given |= counts
+    check_fit({theirs[name]: own[name] for name in theirs}, given, path)
+    return {name: given[theirs[name]] for name in theirs}
 
 
 def renamed(name: str, rules: Rules) -> str:
@@ -136,13 +136,18 @@ def renamed(name: str, rules: Rules) -> str:
     return name
 
 
-def unused(net: nn.Module) -> list[dict[str, Tensor]]:
-    """The state of each projection of DLA that nothing uses: timm's nets lack them, files of DLA's authors do not."""
-    return [
-        module_state(net, [f'{name}.project'])
+def unused(net: nn.Module) -> set[str]:
+    """The tensors of DLA's projections that nothing uses; the library spells them alike.
+
+    timm's nets lack them. Files may hold them, untrained, and at other depths Elastic nets use projections of these
+    names: so they are never taken.
+    """
+    return {
+        tensor
         for name, module in net.named_modules()
         if isinstance(module, Tree) and module.depth > 1 and module.project is not None
-    ]
+        for tensor in module_state(net, [f'{name}.project'])
+    }
 
 
 def parts(module: nn.Module, path: str = '') -> list[str]:
