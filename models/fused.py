@@ -1,0 +1,224 @@
+"""Nets as they are tested: batch norms folded into convolutions, halves of a block joined. Made of a copy.
+
+In eval mode a batch norm is y = s x + t with s = weight / sqrt(running_var + eps) and t = bias - s running_mean, so
+a convolution before it can take it in. Outputs are the same up to rounding; net and state dict never change.
+"""
+
+import copy
+from functools import singledispatch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import deeplab, densenet, dla, resnext
+from models.elastic import SplitBottleneck, down, up
+
+Norm = nn.BatchNorm2d | nn.SyncBatchNorm
+
+
+def fused(net: nn.Module) -> nn.Module:
+    """A copy of the net for inference, in eval mode; same inputs, same outputs."""
+    return fuse(copy.deepcopy(net).eval().requires_grad_(False))
+
+
+class Conv(nn.Module):
+    """relu(conv(x) + bias + other), relu and other where asked; on a CPU in a single pass of oneDNN."""
+
+    def __init__(self, conv: nn.Conv2d, norm: Norm | None = None, relu: bool = False):
+        super().__init__()
+        weight, bias = folded(conv, norm)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.geometry = conv.padding, conv.stride, conv.dilation, conv.groups
+        self.relu = relu
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """N x in x H x W and, to be added and overwritten, N x out x H' x W' -> N x out x H' x W'."""
+        if x.device.type == 'cpu' and x.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling():
+            return self._by_onednn(x, other)
+        padding, stride, dilation, groups = self.geometry
+        y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+        if other is not None:
+            y += other
+        return F.relu(y, inplace=True) if self.relu else y
+
+    def _by_onednn(self, x: Tensor, other: Tensor | None) -> Tensor:
+        """The operators to which torch.compile lowers such sums; eager PyTorch has no public name for them."""
+        conv = self.weight, self.bias, *self.geometry
+        if other is None:
+            return torch.ops.mkldnn._convolution_pointwise(x, *conv, 'relu' if self.relu else 'none', [], '')
+        end = 'add', 1.0, 'relu' if self.relu else None, [], None
+        return torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *conv, *end)
+
+
+def folded(conv: nn.Conv2d, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the conv with the norm behind it taken in."""
+    if norm is None:
+        return conv.weight, conv.bias
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    bias = norm.bias - scale * norm.running_mean
+    return conv.weight * scale.view(-1, 1, 1, 1), bias if conv.bias is None else bias + scale * conv.bias
+
+
+def side_by_side(first: Conv, second: Conv) -> Conv:
+    """One conv for two of the same geometry, outputs one after the other; of the same input, or if grouped of two."""
+    joint = copy.copy(first)
+    joint._parameters = dict(first._parameters)
+    joint.weight = nn.Parameter(torch.cat([first.weight, second.weight]), requires_grad=False)
+    joint.bias = nn.Parameter(torch.cat([first.bias, second.bias]), requires_grad=False)
+    *rest, groups = first.geometry
+    joint.geometry = *rest, groups * (1 if groups == 1 else 2)
+    return joint
+
+
+def summed(first: Conv, second: Conv) -> Conv:
+    """One conv for the sum of two, over their inputs one after the other. The first one's bias is that of the sum."""
+    joint = copy.copy(first)
+    joint._parameters = dict(first._parameters)
+    joint.weight = nn.Parameter(torch.cat([first.weight, second.weight], 1), requires_grad=False)
+    return joint
+
+
+class Branches(nn.Module):
+    """merged(x) of a split bottleneck, with the norm behind the sum taken in; + other, relu."""
+
+    def __init__(self, block: SplitBottleneck, norm: Norm, relu: bool):
+        super().__init__()
+        self.elastic = block.elastic
+        self.convs = nn.ModuleList(_branch(block, '', norm, relu))
+        if not block.split:
+            return
+        low = _branch(block, '_d', norm, relu=False)
+        low[2].bias = None  # the norm's is in the other branch
+        if self.elastic:
+            self.low = nn.ModuleList(low)
+        else:
+            first, second, third = self.convs
+            whole = side_by_side(first, low[0]), side_by_side(second, low[1]), summed(third, low[2])
+            self.convs = nn.ModuleList(whole)
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """N x in x H x W and, to be added and overwritten, N x out x H' x W' -> N x out x H' x W'."""
+        first, second, third = self.convs
+        if self.elastic:
+            a, b, c = self.low
+            half = up(c(b(a(down(x)))), x.shape[-2:])
+            other = half if other is None else half.add_(other)
+        return third(second(first(x)), other)
+
+
+def _branch(block: SplitBottleneck, suffix: str, norm: Norm, relu: bool) -> list[Conv]:
+    conv1, bn1, conv2, bn2, conv3 = (
+        block.get_submodule(name + suffix) for name in ('conv1', 'bn1', 'conv2', 'bn2', 'conv3')
+    )
+    return [Conv(conv1, bn1, relu=True), Conv(conv2, bn2, relu=True), Conv(conv3, norm, relu)]
+
+
+class ResNeXtBlock(nn.Module):
+    """models.resnext.Bottleneck."""
+
+    def __init__(self, block: resnext.Bottleneck):
+        super().__init__()
+        self.selayer, self.downsample = block.selayer, None
+        self.branches = Branches(block, block.bn3, relu=block.selayer is None)
+        if block.downsample is not None:
+            self.downsample = Conv(*block.downsample)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x in_planes x H x W -> N x out_planes x H' x W'; x is overwritten where it is its own shortcut."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        if self.selayer is None:
+            return self.branches(x, shortcut)
+        return F.relu(self.selayer(self.branches(x)).add_(shortcut), inplace=True)
+
+
+class DLABlock(nn.Module):
+    """models.dla.Bottleneck."""
+
+    def __init__(self, block: dla.Bottleneck):
+        super().__init__()
+        self.branches = Branches(block, block.bn3, relu=True)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """As the block's; the residual, which others may still need, is kept."""
+        return self.branches(x, residual.clone(memory_format=torch.preserve_format))
+
+
+class DLARoot(nn.Module):
+    """models.dla.Root."""
+
+    def __init__(self, root: dla.Root):
+        super().__init__()
+        self.conv, self.residual = Conv(root.conv, root.bn, relu=True), root.residual
+
+    def forward(self, x2: Tensor, *others: Tensor) -> Tensor:
+        """As the root's; x2, which nobody needs afterwards, is overwritten where it is added."""
+        return self.conv(torch.cat([x2, *others], 1), x2 if self.residual else None)
+
+
+class DenseLayer(nn.Module):
+    """models.densenet.DenseLayer: norm1 follows a concatenation, and stays."""
+
+    def __init__(self, layer: densenet.DenseLayer):
+        super().__init__()
+        self.norm1, self.elastic = layer.norm1, layer.elastic
+        self.convs = nn.ModuleList([Conv(layer.conv1, layer.norm2, relu=True), Conv(layer.conv2)])
+        if layer.split:
+            low = [Conv(layer.conv1_d, layer.norm2_d, relu=True), Conv(layer.conv2_d)]
+            if self.elastic:
+                self.low = nn.ModuleList(low)
+            else:
+                first, second = self.convs
+                self.convs = nn.ModuleList([side_by_side(first, low[0]), summed(second, low[1])])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer's."""
+        y = F.relu(self.norm1(x), inplace=True)
+        first, second = self.convs
+        half = None
+        if self.elastic:
+            a, b = self.low
+            half = up(b(a(down(y))), x.shape[-2:])
+        return torch.cat([x, second(first(y), half)], 1)
+
+
+@singledispatch
+def fuse(module: nn.Module) -> nn.Module:
+    """The module with all that it is made of fused; what has no rule of its own stays as it is."""
+    for name, child in module.named_children():
+        setattr(module, name, fuse(child))
+    return module
+
+
+@fuse.register
+def _(module: nn.Sequential) -> nn.Module:
+    layers, result = [fuse(child) for child in module], []
+    for layer in layers:
+        if isinstance(layer, Norm) and result and isinstance(result[-1], nn.Conv2d):
+            result[-1] = Conv(result[-1], layer)
+        elif isinstance(layer, nn.ReLU) and result and isinstance(result[-1], Conv):
+            result[-1].relu = True
+        else:
+            result.append(layer)
+    return nn.Sequential(*result)
+
+
+@fuse.register
+def _(module: resnext.Trunk) -> nn.Module:
+    module.conv1, module.bn1 = Conv(module.conv1, module.bn1), nn.Identity()
+    return fuse.dispatch(nn.Module)(module)
+
+
+@fuse.register
+def _(module: deeplab.ASPP) -> nn.Module:
+    for conv, norm in [('conv2', 'bn2'), *((f'aspp{place}', f'aspp{place}_bn') for place in range(1, 6))]:
+        setattr(module, conv, Conv(module.get_submodule(conv), module.get_submodule(norm)))
+        setattr(module, norm, nn.Identity())
+    return module
+
+
+fuse.register(resnext.Bottleneck, ResNeXtBlock)
+fuse.register(dla.Bottleneck, DLABlock)
+fuse.register(dla.Root, DLARoot)
+fuse.register(densenet.DenseLayer, DenseLayer)
