@@ -16,7 +16,7 @@ GROWTH = 32  # k of Huang et al.: a layer adds k channels, the stem has 2k, a bo
 
 
 class DenseLayer(Split):
-    """concat(x, merged(relu(norm1(x)))), branches conv 1x1, BN, ReLU, conv 3x3.
+    """concat(x, merged(entry(x))), entry = relu(norm1(x)), branches conv 1x1, BN, ReLU, conv 3x3.
 
     The attribute names, and that the low half (_d) is registered first, are those of the released weights.
     """
@@ -34,6 +34,10 @@ class DenseLayer(Split):
         self.norm2 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, GROWTH, 3, padding=1, bias=False)
 
+    def entry(self, x: Tensor) -> Tensor:
+        """N x in_planes x H x W -> the same."""
+        return F.relu(self.norm1(x), inplace=True)
+
     def hi(self, x: Tensor) -> Tensor:
         """N x in_planes x H x W -> N x 32 x H x W."""
         return self.conv2(F.relu(self.norm2(self.conv1(x)), inplace=True))
@@ -44,7 +48,7 @@ class DenseLayer(Split):
 
     def forward(self, x: Tensor) -> Tensor:
         """N x in_planes x H x W -> N x (in_planes + 32) x H x W."""
-        return torch.cat([x, self.merged(F.relu(self.norm1(x), inplace=True))], 1)
+        return torch.cat([x, self.merged(self.entry(x))], 1)
 
 
 def _stem() -> list[tuple[str, nn.Module]]:

@@ -8,8 +8,15 @@ elastic one half works at half the resolution, and the two are summed:
 Which scale matters is learned, block by block, at no extra parameter and with fewer multiply-accumulates.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# Told of a block its name, its output and, where it is elastic, the two summands.
+Watch = Callable[[str, Tensor, tuple[Tensor, Tensor] | None], None]
 
 
 def down(x: Tensor) -> Tensor:
@@ -34,7 +41,8 @@ class Split(nn.Module):
                     hi(x) + lo(x)             split; the same as one branch of the full width
                     hi(x)                     not split
 
-    Subclasses define `hi` and, where they split, `lo`, which keep the size of an elastic block's input.
+    Subclasses define `hi` and, where they split, `lo`, which keep the size of an elastic block's input, and `entry`
+    where it is not the block's input itself that is split.
     """
 
     def __init__(self, split: bool, elastic: bool):
@@ -43,6 +51,10 @@ class Split(nn.Module):
             raise ValueError('an elastic block needs two halves')
         self.split = split
         self.elastic = elastic
+
+    def entry(self, x: Tensor) -> Tensor:
+        """What `merged` is given of the block's input."""
+        return x
 
     def hi(self, x: Tensor) -> Tensor:
         """The branch at full resolution."""
@@ -59,6 +71,10 @@ class Split(nn.Module):
             # because hooks may keep what conv3 and conv3_d return.
             return up(self.lo(down(x)), x.shape[-2:]).add_(self.hi(x))
         return self.hi(x) + self.lo(x) if self.split else self.hi(x)
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What an elastic block sums, apart: hi(x) and up(lo(down(x))), both of the sum's shape."""
+        return self.hi(x), up(self.lo(down(x)), x.shape[-2:])
 
 
 class SplitBottleneck(Split):
@@ -108,3 +124,25 @@ class SplitBottleneck(Split):
         x = F.relu(self.bn1_d(self.conv1_d(x)), inplace=True)
         x = F.relu(self.bn2_d(self.conv2_d(x)), inplace=True)
         return self.conv3_d(x)
+
+
+@contextmanager
+def observed(net: nn.Module, watch: Watch) -> Iterator[None]:
+    """While open, `watch` is called after each block of `net`, in the order they run; nothing stays behind.
+
+    An elastic block's summands are computed anew, so that `merged` may sum as it likes and pays nothing when nobody
+    watches. For nets in evaluation mode, else ValueError: batch norms in training would count what they see twice.
+    """
+    if net.training:
+        raise ValueError('a net in training cannot be observed')
+    blocks = [(name, block) for name, block in net.named_modules() if isinstance(block, Split)]
+    handles = [block.register_forward_hook(partial(_show, watch, name)) for name, block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _show(watch: Watch, name: str, block: Split, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    watch(name, output, block.branches(block.entry(inputs[0])) if block.elastic else None)
