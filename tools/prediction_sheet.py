@@ -17,14 +17,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import models
-from utils import checkpoint
 from utils.arguments import Parser, positive
 from utils.batches import EvalBatches
+from utils.classifier import open_classifier
 from utils.coco import MultiLabelImages, open_part, squashed
 from utils.compute import Compute
 from utils.data import DeviceLoader
-from utils.errors import UserError, exit_cleanly
-from utils.restore import Identity, load_for_evaluation
+from utils.errors import exit_cleanly
 
 COLOURS = {'found': 'green', 'missed': 'grey', 'not there': 'red'}
 
@@ -51,13 +50,8 @@ def main(args: Namespace) -> None:
 
 def predict(args: Namespace, data: MultiLabelImages, chosen: np.ndarray) -> np.ndarray:
     """The probability of each class in each of the chosen images, n x C."""
-    found = checkpoint.read(args.checkpoint)
-    arch = args.arch or found.arch
-    if arch not in models.classifiers:
-        raise UserError(f'{args.checkpoint} does not say which net it is of (--arch)')
-    compute, classes = Compute(), data.table.classes
-    model = compute.place(models.build_classifier(arch, len(classes))).eval()
-    load_for_evaluation(model, found, Identity('coco', arch, classes))
+    compute = Compute()
+    model = compute.place(open_classifier(args.checkpoint, args.arch, 'coco', data.table.classes)[0])
     loader = DeviceLoader(data, EvalBatches([chosen], 16), compute, workers=0)
     with torch.inference_mode():
         return torch.cat([model(images).sigmoid() for images, _ in loader]).cpu().numpy()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 from PIL import Image
@@ -20,6 +19,7 @@ from PIL import Image
 from data.scenes import CELL
 from utils.arguments import Parser
 from utils.errors import UserError, exit_cleanly
+from utils.output import rasterised
 
 SIZES = np.geomspace(24, 112, 5)  # of the rows: longer side of an object's box, in pixels
 TILE = 1.0  # side of a small picture, in inches
@@ -59,14 +59,6 @@ def draw_sheet(sample: Path, index: dict) -> Figure:
         column[0].set_title(entry['name'].replace('_', '\n'), fontsize=8)
     draw_scene(*right.subplots(2, 1), sample, most_varied(index['annotations']))
     return figure
-
-
-def rasterised(figure: Figure) -> Image.Image:
-    """A figure as an image of 256 colours, on disk a third of one of all colours."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    return image.quantize(palette=image.quantize(256, kmeans=2))  # only with a palette given does Pillow dither
 
 
 def draw_class(panels: list[Axes], sample: Path, things: list[dict]) -> None:

@@ -75,6 +75,33 @@ def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
     add('-e', '--evaluate', action='store_true', help='evaluate on the validation set and exit')
 
 
+def add_test_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the tools that look at a classifier run it on pictures; the batch is classify.py's in testing."""
+    add = parser.add_argument
+    add('--image-size', type=at_least_32, default=224, metavar='PIXELS', help='side of the crop, as in training')
+    add('-b', '--batch-size', type=positive, default=32, metavar='N', help='images at once')
+    add('-j', '--workers', type=natural, default=0, metavar='N', help='loading processes')
+    add('--device', choices=['auto', 'cuda', 'mps', 'cpu'], default='auto', help='auto: the first of them there is')
+
+
+def add_out_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    """The picture that a tool writes, and with it its numbers."""
+    add = parser.add_argument
+    add('-o', '--out', type=png, default=Path(default), metavar='FILE.png', help='picture; numbers go to FILE.json')
+
+
+def png(text: str) -> Path:
+    """The path of a picture, FILE.png."""
+    if not text.lower().endswith('.png'):
+        raise ValueError(text)
+    return Path(text)
+
+
+def at_least_32(text: str) -> int:
+    """A whole number from 32 on, the factor by which the classifiers reduce a picture's sides."""
+    return _at_least(32, int(text))
+
+
 def natural(text: str) -> int:
     """A whole number from 0 on."""
     return _at_least(0, int(text))

@@ -1,8 +1,18 @@
-"""The folder a run writes to: one run at a time, and no run over another's checkpoint."""
+"""What is written, and where: a run's folder, one run at a time; a tool's picture and numbers, whole or not at all."""
 
 import fcntl
+import json
+import os
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
-from typing import IO
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
 
 from utils.errors import UserError
 
@@ -31,3 +41,45 @@ def refuse_overwriting(*checkpoints: Path) -> None:
     for path in checkpoints:
         if path.exists():
             raise UserError(f'{path} is of another run: go on with it (--auto-resume), or give another --output')
+
+
+def check_results(picture: Path) -> None:
+    """Make the folder for PICTURE.png and PICTURE.json; UserError, better before the work than after it, if that fails
+    or nothing can be written there."""
+    try:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=picture.parent):
+            pass
+    except OSError as error:
+        raise UserError(f'cannot write {picture}: {error.strerror}') from error
+    for path in (picture, picture.with_suffix('.json')):
+        if path.is_dir():
+            raise UserError(f'cannot write {path}: it is a folder')
+
+
+def write_results(figure: Figure, results: dict[str, Any], picture: Path) -> None:
+    """Write PICTURE.png and, beside it, the numbers as PICTURE.json, both or neither; UserError if that fails."""
+    drawn = BytesIO()
+    rasterised(figure).save(drawn, format='PNG', optimize=True)
+    numbers = json.dumps(results, default=str).encode() + b'\n'
+    contents = {picture.with_suffix('.json'): numbers, picture: drawn.getvalue()}
+    temporary = {path: path.with_name(f'{path.name}.{os.getpid()}.tmp') for path in contents}
+    try:
+        for path, content in contents.items():
+            temporary[path].write_bytes(content)
+        for path in contents:
+            os.replace(temporary[path], path)
+    except OSError as error:
+        raise UserError(f'cannot write {picture}: {error.strerror}') from error
+    finally:
+        for path in temporary.values():
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def rasterised(figure: Figure) -> Image.Image:
+    """A figure as an image of 256 colours, on disk a third of one of all colours."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    return image.quantize(palette=image.quantize(256, kmeans=2))  # only with a palette given does Pillow dither
