@@ -1,0 +1,115 @@
+"""Scale policies: which of its two resolutions each elastic block of a net prefers, image by image.
+
+The paper shows such policies in its first figure without a formula. The definition here is our own: a branch responds
+to an image with the mean absolute value, over channels and pixels, of what it contributes to the block's sum, both
+branches at the block's resolution, so the low one after upsampling. The share of the full resolution is its response
+by the sum of both, and the branch that responds more strongly is the preferred one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from models.elastic import Split, observed
+
+SIZES = ('XL', 'L', 'M', 'S')  # of maps at 1/4, 1/8, 1/16 and 1/32 of the picture's resolution, as in the paper
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block by its name in the net, the stage whose resolution it has, and the sizes that it works at."""
+
+    name: str
+    stage: int  # 1 to 4
+    elastic: bool
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """The one size of a block at one scale; the full and the half one of an elastic block."""
+        return SIZES[self.stage - 1 : self.stage + self.elastic]
+
+
+@dataclass
+class Policies:
+    """Of a net's blocks, in the order they run, and of each image the responses N x elastic blocks x (full, half)."""
+
+    blocks: list[Block]
+    responses: Tensor
+
+    @property
+    def elastic(self) -> list[Block]:
+        return [block for block in self.blocks if block.elastic]
+
+    @cached_property
+    def shares(self) -> Tensor:
+        """The full resolution's share of both responses, N x elastic blocks; a half where neither responds."""
+        both = self.responses.sum(2)
+        return torch.where(both > 0, self.responses[..., 0] / both, 0.5)
+
+    @cached_property
+    def prefers_full(self) -> Tensor:
+        """Whether an image has each elastic block work at its full resolution, N x elastic blocks."""
+        return self.shares >= 0.5
+
+    def sizes(self, image: int) -> list[str]:
+        """The size at which an image goes through each block: the preferred one where there is a choice."""
+        full = iter(self.prefers_full[image].tolist())
+        return [block.sizes[0 if not block.elastic or next(full) else 1] for block in self.blocks]
+
+    def by_share(self) -> list[int]:
+        """The images in the order of their mean share of full resolution, lowest first."""
+        return self.shares.mean(1).argsort(stable=True).tolist()
+
+
+class Observer:
+    """Notes the blocks and what their branches respond, batch by batch."""
+
+    def __init__(self, pixels: int):
+        self.pixels, self.blocks, self.batch = pixels, {}, []
+
+    def __call__(self, name: str, output: Tensor, branches: tuple[Tensor, Tensor] | None) -> None:
+        """A block ran: `branches` are its two summands N x C x H x W if it is elastic."""
+        self.blocks[name] = Block(name, stage_of(output.shape[-1], self.pixels), branches is not None)
+        if branches:
+            self.batch.append(torch.stack([branch.abs().mean((1, 2, 3)) for branch in branches], 1))
+
+    def responses(self) -> Tensor:
+        """Those of the batch since the last call, N x elastic blocks x 2."""
+        batch, self.batch = self.batch, []
+        return torch.stack(batch, 1).cpu()
+
+
+def is_elastic(net: nn.Module) -> bool:
+    """Whether any block of the net works at two scales."""
+    return any(isinstance(module, Split) and module.elastic for module in net.modules())
+
+
+@torch.inference_mode()
+def measure(net: nn.Module, batches: Iterable[Tensor], pixels: int) -> Policies:
+    """The policies of an Elastic net in evaluation mode for batches of normalised images, N x 3 x `pixels` x `pixels`.
+
+    ValueError if no block of the net is elastic.
+    """
+    if not is_elastic(net):
+        raise ValueError('no block is elastic')
+    observer, responses = Observer(pixels), []
+    with observed(net, observer):
+        for images in batches:
+            net(images)
+            responses.append(observer.responses())
+    return Policies(list(observer.blocks.values()), torch.cat(responses))
+
+
+def stage_of(side: int, pixels: int) -> int:
+    """The stage of which maps have this side, for a picture of 32 pixels or more: 1/4, 1/8, 1/16 or 1/32 of it.
+
+    DLA and ResNeXt round up where a side is odd, DenseNet's transitions round down. (Only in pictures of 33 to 47
+    pixels can 2 be either 1/16 or 1/32; it is taken for the former, which is right for all blocks that are elastic.)
+    """
+    for stage in range(1, len(SIZES) + 1):
+        if side in (pixels >> stage + 1, -(-pixels >> stage + 1)):
+            return stage
+    raise ValueError(f'maps of {side} pixels are of no stage of a picture of {pixels}')
