@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
@@ -21,6 +23,22 @@ def central_crop(size: int) -> transforms.Compose:
     return transforms.Compose(
         [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size), transforms.PILToTensor()]
     )
+
+
+def scaled_crop(size: int, factor: float) -> transforms.Compose:
+    """central_crop with everything in the picture `factor` times as large; uint8 4 x size x size.
+
+    Where the picture no longer fills the crop the fourth channel is 0, else 1: there it will have the mean colour.
+    """
+    side = max(1, round(factor * (size * 256 / 224)))
+    return transforms.Compose(
+        [transforms.Resize(side), transforms.PILToTensor(), with_inside, transforms.CenterCrop(size)]
+    )
+
+
+def with_inside(pixels: Tensor) -> Tensor:
+    """Adds a channel of ones, which says what is of the picture: 3 x H x W -> 4 x H x W."""
+    return F.pad(pixels, (0, 0, 0, 0, 0, 1), value=1)
 
 
 def open_folder(folder: Path, transform: transforms.Compose) -> ImageFolder:
