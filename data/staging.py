@@ -1,5 +1,6 @@
-"""Folders that appear whole or not at all."""
+"""Folders and files that appear whole or not at all."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,3 +26,19 @@ def staged_folder(out: Path) -> Iterator[Path]:
             folder.rename(out)
     except OSError as error:
         raise UserError(f'cannot write {out}: {error.strerror or error}') from error
+
+
+@contextmanager
+def staged_files(folder: Path) -> Iterator[Path]:
+    """A scratch folder to fill; when the block ends without an error its files move into `folder`, else they vanish.
+
+    Each file replaces one of its name whole. UserError if `folder` cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix='.staged-', dir=folder) as scratch:
+            yield Path(scratch)
+            for file in sorted(Path(scratch).iterdir()):
+                os.replace(file, folder / file.name)
+    except OSError as error:
+        raise UserError(f'cannot write to {folder}: {error.strerror or error}') from error

@@ -54,12 +54,7 @@ class Predictions:
     def _beside(self, prediction: Image.Image, index: int) -> Image.Image:
         scene = open_scene(self.scenes.images[index], self.scenes.masks[index])
         image, truth, predicted = map(np.asarray, (*scene, prediction))
-        return Image.fromarray(np.concatenate([image, *(self._coloured(image, m) for m in (truth, predicted))], 1))
-
-    def _coloured(self, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """The image with its objects in their labels' colours; the background as it is."""
-        blend = (0.4 * image + 0.6 * self.palette[mask]).round().astype(np.uint8)
-        return np.where(mask[..., None] > 0, blend, image)
+        return Image.fromarray(np.concatenate([image, *(coloured(image, m) for m in (truth, predicted))], 1))
 
     def _save(self, picture: Image.Image, name: str) -> None:
         path = Path(self.staging.name) / name
@@ -68,3 +63,9 @@ class Predictions:
             picture.save(path)
         except OSError as error:
             raise UserError(f'cannot write {self.folder / name}: {error.strerror or error}') from error
+
+
+def coloured(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """uint8 H x W x 3, H x W -> the image with its objects in their labels' colours, the background as it is."""
+    blend = (0.4 * image + 0.6 * voc_palette()[labels]).round().astype(np.uint8)
+    return np.where(labels[..., None] > 0, blend, image)
