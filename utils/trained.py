@@ -1,0 +1,95 @@
+"""The net that a checkpoint is of, with the checkpoint's weights: for predictions, exports and torch.hub."""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import nn
+
+import models
+from utils.checkpoint import Checkpoint
+from utils.class_names import DATA_SETS, default_names
+from utils.errors import UserError
+from utils.restore import Identity, module_state, resume
+
+Builder = Callable[..., nn.Module]
+
+# The tasks that checkpoints name, and their nets.
+TASKS: dict[str, dict[str, Builder]] = {
+    'imagenet': models.classifiers,
+    'coco': models.classifiers,
+    'voc': models.segmenters,
+}
+
+
+def load_net(
+    found: Checkpoint, task: str | None = None, arch: str | None = None, **kwargs
+) -> tuple[nn.Module, Identity]:
+    """The net of a checkpoint with its weights, and what it is for; `kwargs` go to the net's builder.
+
+    `task` and `arch` are needed only where neither the file nor its tensors tell. UserError that says which of them is
+    missing, or in what the file is of another net.
+    """
+    task, arch = identify(found, task, arch)
+    build = TASKS[task][arch]
+    classes = found.classes or default_names(task, count_outputs(found, build))
+    model = build(num_classes=len(classes), **kwargs)
+    resume(model, found)
+    return model, Identity(task, arch, classes)
+
+
+def identify(found: Checkpoint, task: str | None, arch: str | None) -> tuple[str, str]:
+    """Task and net of a checkpoint: as the file says, else as given, else as its tensors tell."""
+    task, arch = _agreed(found, found.task, task), _agreed(found, found.arch, arch)
+    possible = [
+        (of, name) for of, registry in TASKS.items() for name in registry if task in (None, of) and arch in (None, name)
+    ]
+    if not possible:
+        known = f'tasks are {", ".join(TASKS)}; nets {", ".join(TASKS.get(task, models.classifiers))}'
+        raise UserError(f'{found.path}: a checkpoint of {arch or "a net"} for {task or "any task"}; {known}')
+    return possible[0] if len(possible) == 1 else _told_by_tensors(found, possible)
+
+
+def count_outputs(found: Checkpoint, build: Builder) -> int:
+    """Of how many classes the checkpoint's head is; UserError where it has no such head."""
+    net = _blueprint(build)
+    *_, last = module_state(net, net.heads)  # the bias of the last layer
+    if last not in found.state_dict:
+        raise UserError(f'{found.path}: a checkpoint of another net, it holds no {last}')
+    return len(found.state_dict[last])
+
+
+def _agreed(found: Checkpoint, said: str | None, given: str | None) -> str | None:
+    if said and given and said != given:
+        raise UserError(f'{found.path}: a checkpoint of {said}, not of {given}')
+    return said or given
+
+
+def _told_by_tensors(found: Checkpoint, possible: list[tuple[str, str]]) -> tuple[str, str]:
+    """The one task and net that the names of the tensors fit.
+
+    ImageNet's and COCO's nets differ in nothing but their number of outputs: 1000 or 80 decides.
+    """
+    fitting = [(task, arch) for task, arch in possible if _fits(found, TASKS[task][arch])]
+    of_data_sets = [
+        (task, arch) for task, arch in fitting if count_outputs(found, TASKS[task][arch]) == len(DATA_SETS[task])
+    ]
+    for pairs in fitting, of_data_sets:
+        if len(pairs) == 1:
+            return pairs[0]
+    tasks, nets = map(set, zip(*(fitting or possible), strict=True))
+    flags = ['--task'] * (len(tasks) > 1) + ['--arch'] * (len(nets) > 1)
+    raise UserError(f'{found.path} does not say what it is of, nor do its tensors tell: give {" and ".join(flags)}')
+
+
+@cache
+def _blueprint(build: Builder) -> nn.Module:
+    """The net without memory for its weights."""
+    with torch.device('meta'):
+        return build()
+
+
+def _fits(found: Checkpoint, build: Builder) -> bool:
+    """Whether the checkpoint has the net's tensors; of 2018, it may lack num_batches_tracked."""
+    net = _blueprint(build)
+    return {name for name, _ in net.named_parameters()} <= found.state_dict.keys() <= net.state_dict().keys()
