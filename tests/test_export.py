@@ -67,11 +67,12 @@ def test_exports_of_the_families_equal_eager(name, tmp_path):
     assert_equals_eager(export(model, tmp_path / 'net.pt2', size), model, size)
 
 
-NETS = [(registry, name) for registry in (models.classifiers, models.segmenters) for name in registry]
+KINDS = {'classifier': models.classifiers, 'segmenter': models.segmenters}
+NETS = [(kind, name) for kind, registry in KINDS.items() for name in registry]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('registry, name', NETS)
-def test_exports_of_the_nets_equal_eager(registry, name, tmp_path):
-    model = lively(registry[name](num_classes=9))
+@pytest.mark.parametrize('kind, name', NETS)
+def test_exports_of_the_nets_equal_eager(kind, name, tmp_path):
+    model = lively(KINDS[kind][name](num_classes=9))
     assert_equals_eager(export(model, tmp_path / 'net.pt2', 65), model, 65)
