@@ -33,23 +33,25 @@ class Conv(nn.Module):
         self.geometry = conv.padding, conv.stride, conv.dilation, conv.groups
         self.relu = relu
 
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """N x in x H x W and, to be added and overwritten, N x out x H' x W' -> N x out x H' x W'."""
+    def forward(self, x: Tensor, other: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        """N x in x H x W, to be added N x out x H' x W' -> N x out x H' x W', in place of `other` if `overwrite`."""
         if x.device.type == 'cpu' and x.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling():
-            return self._by_onednn(x, other)
+            return self._by_onednn(x, other, overwrite)
         padding, stride, dilation, groups = self.geometry
         y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
         if other is not None:
             y += other
         return F.relu(y, inplace=True) if self.relu else y
 
-    def _by_onednn(self, x: Tensor, other: Tensor | None) -> Tensor:
+    def _by_onednn(self, x: Tensor, other: Tensor | None, overwrite: bool) -> Tensor:
         """The operators to which torch.compile lowers such sums; eager PyTorch has no public name for them."""
         conv = self.weight, self.bias, *self.geometry
         if other is None:
             return torch.ops.mkldnn._convolution_pointwise(x, *conv, 'relu' if self.relu else 'none', [], '')
         end = 'add', 1.0, 'relu' if self.relu else None, [], None
-        return torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *conv, *end)
+        if overwrite:
+            return torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *conv, *end)
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, other, *conv, *end)
 
 
 def folded(conv: nn.Conv2d, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
@@ -98,14 +100,14 @@ class Branches(nn.Module):
             whole = side_by_side(first, low[0]), side_by_side(second, low[1]), summed(third, low[2])
             self.convs = nn.ModuleList(whole)
 
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """N x in x H x W and, to be added and overwritten, N x out x H' x W' -> N x out x H' x W'."""
+    def forward(self, x: Tensor, other: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        """N x in x H x W and, to be added, N x out x H' x W' -> N x out x H' x W'."""
         first, second, third = self.convs
         if self.elastic:
             a, b, c = self.low
             half = up(c(b(a(down(x)))), x.shape[-2:])
-            other = half if other is None else half.add_(other)
-        return third(second(first(x)), other)
+            other, overwrite = half if other is None else half.add_(other), True
+        return third(second(first(x)), other, overwrite)
 
 
 def _branch(block: SplitBottleneck, suffix: str, norm: Norm, relu: bool) -> list[Conv]:
@@ -129,7 +131,7 @@ class ResNeXtBlock(nn.Module):
         """N x in_planes x H x W -> N x out_planes x H' x W'; x is overwritten where it is its own shortcut."""
         shortcut = x if self.downsample is None else self.downsample(x)
         if self.selayer is None:
-            return self.branches(x, shortcut)
+            return self.branches(x, shortcut, overwrite=True)
         return F.relu(self.selayer(self.branches(x)).add_(shortcut), inplace=True)
 
 
@@ -142,7 +144,7 @@ class DLABlock(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """As the block's; the residual, which others may still need, is kept."""
-        return self.branches(x, residual.clone(memory_format=torch.preserve_format))
+        return self.branches(x, residual)
 
 
 class DLARoot(nn.Module):
@@ -154,7 +156,7 @@ class DLARoot(nn.Module):
 
     def forward(self, x2: Tensor, *others: Tensor) -> Tensor:
         """As the root's; x2, which nobody needs afterwards, is overwritten where it is added."""
-        return self.conv(torch.cat([x2, *others], 1), x2 if self.residual else None)
+        return self.conv(torch.cat([x2, *others], 1), x2 if self.residual else None, overwrite=True)
 
 
 class DenseLayer(nn.Module):
@@ -180,7 +182,7 @@ class DenseLayer(nn.Module):
         if self.elastic:
             a, b = self.low
             half = up(b(a(down(y))), x.shape[-2:])
-        return torch.cat([x, second(first(y), half)], 1)
+        return torch.cat([x, second(first(y), half, overwrite=True)], 1)
 
 
 @singledispatch
@@ -199,6 +201,8 @@ def _(module: nn.Sequential) -> nn.Module:
             result[-1] = Conv(result[-1], layer)
         elif isinstance(layer, nn.ReLU) and result and isinstance(result[-1], Conv):
             result[-1].relu = True
+        elif isinstance(layer, nn.AvgPool2d) and isinstance(result[-1], nn.Conv2d) and result[-1].kernel_size == (1, 1):
+            result.insert(-1, layer)  # the mean of linear maps is the map of the mean, at a quarter of the work
         else:
             result.append(layer)
     return nn.Sequential(*result)

@@ -10,6 +10,8 @@ from tests import reference
 
 EVERY = [(models.build_classifier, name, name) for name in models.classifiers]
 EVERY += [(models.build_segmenter, name, f'{name}/seg') for name in models.segmenters]
+# Norms that follow a concatenation or a pooling: norm1 of each layer, one of each transition, the last.
+BEHIND_NO_CONV = {'densenet201': 98 + 3 + 1, 'densenet201_elastic': 100 + 3 + 1}
 every_net = pytest.mark.parametrize('build, name, key', EVERY, ids=[key for *_, key in EVERY])
 
 
@@ -38,15 +40,16 @@ def unsettled(net):
 
 @every_net
 @pytest.mark.parametrize('layout', [torch.channels_last, torch.contiguous_format], ids=['last', 'first'])
-def test_float32_on_a_cpu_is_the_same_at_any_size(build, name, key, layout):
+def test_float32_on_a_cpu_is_as_near_to_float64_as_the_net_itself_at_any_size(build, name, key, layout):
     torch.manual_seed(0)
     net = unsettled(build(name, 7)).to(memory_format=layout)
     x = torch.randn(2, 3, 75, 50).to(memory_format=layout)
     before = x.clone()
     with torch.inference_mode():
-        wanted, found = net(x), fused(net)(x)
-    scale = wanted.abs().max()
-    torch.testing.assert_close(found / scale, wanted / scale, rtol=0, atol=1e-4)
+        plain, found = net(x), fused(net)(x)
+        exact = net.double()(x.double())
+    tolerance = 4 * (plain - exact).abs().max() + 1e-6 * exact.abs().max()
+    assert (found - exact).abs().max() < tolerance < 0.5 * exact.std()
     assert torch.equal(x, before)
 
 
@@ -58,8 +61,8 @@ def test_net_stays_as_it_is_and_no_norm_that_can_be_folded_is_left(build, name, 
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert net.training
     assert all(parameter.requires_grad for parameter in net.parameters()) or name.startswith('dla')
-    left = [name for name, module in copied.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    assert all(part.endswith(('norm1', 'norm', 'norm_final')) or '.project' in part for part in left)
+    left = [module for module in copied.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(left) == BEHIND_NO_CONV.get(name, 0)
 
 
 def test_bias_of_the_conv_is_scaled_with_it():

@@ -62,6 +62,10 @@ class Compute:
             runner = nn.DataParallel(model)
         return torch.compile(runner) if self.compile else runner
 
+    def place_for_test(self, model: nn.Module) -> nn.Module:
+        """As `place`, with the weights in this precision: without autocast nothing is cast from batch to batch."""
+        return model.to(self.device, self.dtype, memory_format=self.layout)
+
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 

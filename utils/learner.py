@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.fused import fused
 from utils.compute import Compute, Runner
 from utils.distributed import world_size
 
@@ -17,15 +18,17 @@ class Learner:
     """A net with all that an update of its weights needs."""
 
     model: nn.Module  # bare: the state that checkpoints hold
-    runner: Runner  # the same net as it is called: compiled, over several devices
+    runner: Runner | None  # the same net as it is called in training: compiled, over several devices
     loss: Callable[[Tensor, Any], Tensor]  # (outputs, targets) -> mean loss ()
     compute: Compute
     optimizer: torch.optim.Optimizer
     learning_rate: Callable[[float], float]  # of the epochs done, a part of one included
     accumulate: int = 1  # micro-batches per update
+    wrap: Callable[[Runner], Runner] | None = None  # how the net is called when it is tested
 
     def __post_init__(self):
         self.scaler = self.compute.scaler()
+        self.tested: nn.Module | None = None
 
     def exchange(self, step: int) -> AbstractContextManager:
         """For forward and backward of the micro-batch numbered `step`: only the last of an update sums gradients over
@@ -39,6 +42,19 @@ class Learner:
             outputs = self.runner(images)
         outputs = outputs.float()
         return outputs, self.loss(outputs, targets)
+
+    def tester(self) -> Runner:
+        """The net as it now is, fused and in the precision of the arithmetic: images -> outputs, in float32."""
+        fresh = self.compute.place_for_test(fused(self.model))
+        if self.tested is None:
+            self.tested = fresh
+            self.test_runner = self.compute.runner(fresh, train=False)
+        self.tested.load_state_dict(fresh.state_dict())  # what was compiled stays
+
+        def run(images: Tensor) -> Tensor:
+            return self.test_runner(images.to(self.compute.dtype)).float()
+
+        return self.wrap(run) if self.wrap else run
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's share to the gradients of the update."""

@@ -55,13 +55,12 @@ def evaluate(
 
     Processes that share the samples count together. Where each has them all, the mean of their results is reported.
     """
-    learner.model.eval()
-    clock, steps = Clock(), len(loader)
+    tester, clock, steps = learner.tester(), Clock(), len(loader)
     for step, (images, targets) in enumerate(reporter.bar(clock.measure(loader), steps, label='Test')):
         if step < loader.batches.common:
             stop.check()
-        outputs, loss = learner.forward(images, targets)
-        metrics.update(loss, outputs, targets)
+        outputs = tester(images)
+        metrics.update(learner.loss(outputs, targets), outputs, targets)
         clock.tick()
         if step % reporter.every == 0:
             reporter.test_line(step, steps, clock, metrics)

@@ -31,7 +31,7 @@ class MultiScale:
         """Probabilities at a scale, whose sides are brought to 16n + 1, as output stride 16 likes them."""
         size = images.shape[-2:]
         if scale == 1:
-            return self.runner(images).float().softmax(1)
+            return self.runner(images).softmax(1)
         scaled = [max(round((side * scale - 1) / 16), 1) * 16 + 1 for side in size]
         images = F.interpolate(images, scaled, mode='bilinear', align_corners=True)
-        return F.interpolate(self.runner(images).float().softmax(1), size, mode='bilinear', align_corners=True)
+        return F.interpolate(self.runner(images).softmax(1), size, mode='bilinear', align_corners=True)

@@ -149,9 +149,8 @@ def make_learner(task: Task, args: Namespace, compute: Compute, accumulate: int)
     """The net on its device, with its loss, optimizer and schedule."""
     model = nn.SyncBatchNorm.convert_sync_batchnorm(task.model) if args.sync_bn and is_distributed() else task.model
     model = compute.place(model)
-    runner = compute.runner(model, train=not args.evaluate)
-    runner = task.wrap(runner) if task.wrap else runner
-    return Learner(model, runner, task.loss, compute, task.optimizer, task.learning_rate, accumulate)
+    runner = None if args.evaluate else compute.runner(model, train=True)
+    return Learner(model, runner, task.loss, compute, task.optimizer, task.learning_rate, accumulate, task.wrap)
 
 
 def describe(task: Task, learner: Learner, arch: str, micro_batch: int) -> str:
