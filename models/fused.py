@@ -5,7 +5,7 @@ a convolution before it can take it in. Outputs are the same up to rounding; net
 """
 
 import copy
-from functools import singledispatch
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -185,16 +185,19 @@ class DenseLayer(nn.Module):
         return torch.cat([x, second(first(y), half, overwrite=True)], 1)
 
 
-@singledispatch
 def fuse(module: nn.Module) -> nn.Module:
     """The module with all that it is made of fused; what has no rule of its own stays as it is."""
+    rule = next((RULES[kind] for kind in type(module).__mro__ if kind in RULES), _fuse_children)
+    return rule(module)
+
+
+def _fuse_children(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, fuse(child))
     return module
 
 
-@fuse.register
-def _(module: nn.Sequential) -> nn.Module:
+def _fuse_sequence(module: nn.Sequential) -> nn.Module:
     layers, result = [fuse(child) for child in module], []
     for layer in layers:
         if isinstance(layer, Norm) and result and isinstance(result[-1], nn.Conv2d):
@@ -208,21 +211,24 @@ def _(module: nn.Sequential) -> nn.Module:
     return nn.Sequential(*result)
 
 
-@fuse.register
-def _(module: resnext.Trunk) -> nn.Module:
-    module.conv1, module.bn1 = Conv(module.conv1, module.bn1), nn.Identity()
-    return fuse.dispatch(nn.Module)(module)
+def _fuse_trunk(trunk: resnext.Trunk) -> nn.Module:
+    trunk.conv1, trunk.bn1 = Conv(trunk.conv1, trunk.bn1), nn.Identity()
+    return _fuse_children(trunk)
 
 
-@fuse.register
-def _(module: deeplab.ASPP) -> nn.Module:
+def _fuse_aspp(aspp: deeplab.ASPP) -> nn.Module:
     for conv, norm in [('conv2', 'bn2'), *((f'aspp{place}', f'aspp{place}_bn') for place in range(1, 6))]:
-        setattr(module, conv, Conv(module.get_submodule(conv), module.get_submodule(norm)))
-        setattr(module, norm, nn.Identity())
-    return module
+        setattr(aspp, conv, Conv(aspp.get_submodule(conv), aspp.get_submodule(norm)))
+        setattr(aspp, norm, nn.Identity())
+    return aspp
 
 
-fuse.register(resnext.Bottleneck, ResNeXtBlock)
-fuse.register(dla.Bottleneck, DLABlock)
-fuse.register(dla.Root, DLARoot)
-fuse.register(densenet.DenseLayer, DenseLayer)
+RULES: dict[type[nn.Module], Callable[..., nn.Module]] = {
+    nn.Sequential: _fuse_sequence,
+    resnext.Trunk: _fuse_trunk,
+    resnext.Bottleneck: ResNeXtBlock,
+    dla.Bottleneck: DLABlock,
+    dla.Root: DLARoot,
+    densenet.DenseLayer: DenseLayer,
+    deeplab.ASPP: _fuse_aspp,
+}
