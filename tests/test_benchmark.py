@@ -13,7 +13,8 @@ def bench(monkeypatch):
     for name, build in ('tiny', TinyNet), ('tiny/segmenter', TinySegmenter):
         monkeypatch.setitem(benchmark.NETS, name, build)
     monkeypatch.setitem(benchmark.RIVALS, 'rival', TinyNet)
-    return Script(benchmark, '--nets', 'tiny tiny/segmenter --rivals rival -b 2 --image-size 32 --rounds 3 --device cpu')
+    nets = 'tiny tiny/segmenter --rivals rival'
+    return Script(benchmark, '--nets', f'{nets} -b 2 --image-size 32 --rounds 3 --device cpu')
 
 
 @pytest.mark.parametrize('train', [[], ['--train']])
