@@ -212,7 +212,8 @@ def _fuse_sequence(module: nn.Sequential) -> nn.Module:
 
 
 def _fuse_trunk(trunk: resnext.Trunk) -> nn.Module:
-    trunk.conv1, trunk.bn1 = Conv(trunk.conv1, trunk.bn1), nn.Identity()
+    trunk.conv1 = Conv(trunk.conv1, trunk.bn1, relu=True)
+    trunk.bn1 = trunk.relu = nn.Identity()
     return _fuse_children(trunk)
 
 

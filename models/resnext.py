@@ -98,6 +98,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
         self.layer1 = layer1
         self.layer2 = layer2
         self.layer3 = layer3
@@ -105,7 +106,7 @@ class Trunk(nn.Module):
 
     def stem(self, x: Tensor) -> Tensor:
         """N x 3 x H x W -> N x 64 x H/4 x W/4."""
-        return F.max_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), 3, 2, 1)
+        return F.max_pool2d(self.relu(self.bn1(self.conv1(x))), 3, 2, 1)
 
     def blocks(self) -> list[nn.Module]:
         """The blocks of all stages in the order they run, for instance to run each with its activations recomputed."""
