@@ -4,6 +4,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 SAMPLE := runs/sample
 DEMO := runs/demo
+MINIATURE := runs/miniature
 # About 7,000 images in float32: four minutes on two cores.
 IMAGENET_RECIPE := --image-size 64 -b 16 -g 1 --lr 0.02 --epochs 7 --decay-epochs 5 -p 20
 
@@ -15,7 +16,7 @@ COCO_RECIPE := --image-size 96 -b 8 -g 1 --lr 0.01 --epochs 8 --decay-epochs 6 -
 VOC := --data $(SAMPLE)/VOCdevkit --exp sample --epochs 2 -b 8 --output $(DEMO)/voc
 VOC_RECIPE := --crop-size 97 --base-lr 0.002 --freeze-bn --no-checkpoint-activations
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo miniature test test-all lint clean
 
 demo: .venv/installed
 	$(RUN) data/sample.py $(SAMPLE)
@@ -28,6 +29,10 @@ demo: .venv/installed
 	$(RUN) segment.py $(VOC) --crop-size 257 --overlay
 	@echo "Look at curves.png in $(DEMO)/imagenet, coco and voc, at coco/predictions.png and at voc/overlays there;"
 	@echo "make clean removes the demo."
+
+# Base against Elastic, several seeds; stopped and called again it goes on.
+miniature: .venv/installed
+	$(RUN) -m tools.miniature --output $(MINIATURE)
 
 test: .venv/installed-dev lint
 	$(RUN) -m pytest -m "not slow"
