@@ -81,7 +81,8 @@ def shapes(cache: Path, seed: int, part: str, count: int, workers: int) -> Scale
     path = cache / f'shapes_{part}_{scenes}x{IN_A_SCENE}_seed{seed}_v{VERSION}_{SIDE}.npz'
     if not path.exists():
         with pool_map(workers) as map_:
-            drawn = list(tqdm(map_(partial(draw_cells, seed, part), range(scenes)), part, scenes, disable=None, leave=False))
+            cells = map_(partial(draw_cells, seed, part), range(scenes))
+            drawn = list(tqdm(cells, part, scenes, disable=None, leave=False))
         arrays = dict(zip(('pictures', 'labels', 'sizes'), map(np.concatenate, zip(*drawn, strict=True)), strict=True))
         with staged_files(cache) as folder:
             np.savez(folder / path.name, **arrays)

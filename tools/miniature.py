@@ -100,9 +100,9 @@ def make_parser() -> Parser:
     return parser
 
 
-def main(args: Namespace, recipe: Recipe = RECIPE) -> None:
+def main(args: Namespace) -> None:
     """Do the runs that are missing, the nets in turn for each seed; print, draw and note what came out."""
-    picture, compute = args.output / 'miniature.png', Compute(args.device)
+    picture, recipe, compute = args.output / 'miniature.png', RECIPE, Compute(args.device)
     check_results(picture)
     with lock(args.output), StopRequest() as stop:
         keep_recipe(args.output / 'recipe.json', recipe)

@@ -71,5 +71,5 @@ def draw_panel(panel: Axes, results: Results, data: str) -> None:
         for place, values in found.items():
             panel.plot([place + 0.07] * len(values), values, '.', ms=3, color=f'C{number}', alpha=0.6)
     panel.set_xticks(range(len(MEASURES)), MEASURES.values())
-    panel.set(title=data, xlabel='objects', ylabel='error (%), standard deviation over seeds', ylim=(0, None))
+    panel.set(title=data, xlabel='objects', ylabel='error (%)', ylim=(0, None))
     panel.grid(alpha=0.3, axis='y')
