@@ -42,7 +42,7 @@ from utils.interrupt import StopRequest
 from utils.learner import Learner
 from utils.loop import evaluate, fit
 from utils.output import check_results, lock, write_results
-from utils.reporting import Reporter
+from utils.reporting import ToolReporter
 from utils.restore import Identity
 from utils.run import Files, Run
 from utils.scale_errors import ScaleErrors
@@ -74,20 +74,6 @@ class Recipe:
 
 
 RECIPE = Recipe()
-
-
-class Progress(Reporter):
-    """Says on stderr, since stdout is the table's, which run has come how far."""
-
-    def __init__(self, label: str):
-        super().__init__(every=100)
-        self.label = label
-
-    def say(self, line: str) -> None:
-        tqdm.write(f'{self.label}: {line}', file=sys.stderr)
-
-    def test_line(self, *_: Any) -> None:
-        pass
 
 
 def make_parser() -> Parser:
@@ -160,7 +146,7 @@ class Bench:
         self, folder: Path, net: str, seed: int, train: ScaledObjects, test: ScaledObjects
     ) -> dict[str, Any]:
         """Train a net by the recipe, then test it once."""
-        device, progress, batch_size = self.compute.device, Progress(folder.name), self.recipe.batch_size
+        device, progress, batch_size = self.compute.device, ToolReporter(folder.name, every=100), self.recipe.batch_size
         learner = self.learner(net, seed, train)
         identity, plan = Identity('miniature', net, train.classes), {'samples': len(train), 'batch': batch_size}
         epochs = self.recipe.epochs(len(train))

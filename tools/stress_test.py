@@ -11,10 +11,8 @@ Err@1 goes to stdout, a plot to --out and all numbers into a JSON file beside it
 
 import math
 import os
-import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -24,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 from torchvision.datasets import ImageFolder
-from tqdm import tqdm
 
 import models
 from utils.arguments import Parser, add_out_argument, add_test_arguments
@@ -39,21 +36,7 @@ from utils.learner import Learner
 from utils.loop import evaluate
 from utils.metrics import TopErrors
 from utils.output import check_results, write_results
-from utils.reporting import Reporter
-
-
-class Progress(Reporter):
-    """Says on stderr, since stdout is the table's, how an evaluation ended; nothing before that."""
-
-    def __init__(self, label: str):
-        super().__init__(every=1)
-        self.label = label
-
-    def say(self, line: str) -> None:
-        tqdm.write(f'{self.label}: {line}', file=sys.stderr)
-
-    def test_line(self, *_: Any) -> None:
-        pass
+from utils.reporting import ToolReporter
 
 
 def make_parser() -> Parser:
@@ -77,7 +60,7 @@ def main(args: Namespace) -> None:
     with StopRequest() as stop:
         results = {
             name: [
-                test(learner, images, args, Progress(f'{name}, {factor:g}'), stop)
+                test(learner, images, args, ToolReporter(f'{name}, {factor:g}'), stop)
                 for factor, images in zip(factors, pictures, strict=True)
             ]
             for name, learner in learners.items()
@@ -117,7 +100,7 @@ def learner_of(model: nn.Module, compute: Compute) -> Learner:
 
 
 def test(
-    learner: Learner, images: ImageFolder, args: Namespace, progress: Progress, stop: StopRequest
+    learner: Learner, images: ImageFolder, args: Namespace, progress: ToolReporter, stop: StopRequest
 ) -> dict[str, float]:
     """Loss, err1 and err5 as classify.py --evaluate measures them."""
     loader = DeviceLoader(images, EvalBatches([range(len(images))], args.batch_size), learner.compute, args.workers)
