@@ -27,7 +27,7 @@ from utils.arguments import (
 )
 from utils.coco import open_part, squashed
 from utils.errors import UserError, exit_cleanly, named
-from utils.image_folder import random_crop
+from utils.image_folder import RandomCrop
 from utils.multilabel import MultiLabelCounts, MultiLabelScores, multilabel_loss
 from utils.run import Files
 from utils.schedules import milestones
@@ -56,7 +56,7 @@ def main(args: Namespace) -> None:
 def make_task(args: Namespace) -> Task:
     """Data, net, recipe and measures."""
     val_set = open_part(args.data, 'val', args.year, squashed(args.image_size))
-    train_set = None if args.evaluate else open_part(args.data, 'train', args.year, random_crop(args.image_size))
+    train_set = None if args.evaluate else open_part(args.data, 'train', args.year, RandomCrop(args.image_size))
     classes = val_set.table.classes
     if train_set and train_set.table.classes != classes:
         differing = sorted(set(train_set.table.classes) ^ set(classes)) or ['their order']

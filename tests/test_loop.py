@@ -22,7 +22,7 @@ from utils.compute import Compute
 from utils.data import DeviceLoader, Seeded
 from utils.errors import UserError
 from utils.finite import FiniteLoss
-from utils.image_folder import central_crop, open_folder, random_crop
+from utils.image_folder import RandomCrop, central_crop, open_folder
 from utils.learner import Learner
 from utils.metrics import TopErrors
 from utils.reporting import Log
@@ -116,7 +116,7 @@ def test_loader_gives_what_torchvisions_transforms_give(folder):
     own, theirs = (open_folder(folder / 'val', transform) for transform in (central_crop(224), reference))
     for images, targets in DeviceLoader(own, EvalBatches([range(len(own))], 18), CPU, 0):
         assert torch.equal(images, torch.stack([image for image, _ in theirs]))
-        assert targets.tolist() == theirs.targets
+        assert targets.tolist() == theirs.index.labels().tolist()
         assert images.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -138,7 +138,7 @@ def test_loader_for_a_gpu_works_one_batch_ahead_and_loses_none(folder, monkeypat
 
 
 def test_training_crops_are_flipped_parts(folder):
-    crop = open_folder(folder / 'train', random_crop(32))
+    crop = open_folder(folder / 'train', RandomCrop(32))
     drawn = torch.stack([Seeded(crop, 0)[epoch, 0][0] for epoch in range(20)])
     assert drawn.shape == (20, 3, 32, 32)
     assert drawn.dtype == torch.uint8

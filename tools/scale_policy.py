@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose
 
 import models
@@ -26,7 +25,7 @@ from utils.classifier import open_classifier
 from utils.compute import Compute
 from utils.data import DeviceLoader
 from utils.errors import UserError, exit_cleanly
-from utils.image_folder import central_crop, open_folder, open_image
+from utils.image_folder import PictureFolder, central_crop, open_folder, open_image
 from utils.output import check_results, write_results
 from utils.policy_figure import draw_folder, draw_pictures
 from utils.scale_policy import Policies, is_elastic, measure
@@ -38,16 +37,16 @@ DEFINITION = (
 
 
 class Pictures(Dataset):
-    """Picture files in the given order, with ImageFolder's interface and no class."""
+    """Picture files in the given order, with PictureFolder's interface and no class."""
 
     def __init__(self, paths: list[Path], transform: Compose):
-        self.samples, self.transform = [(str(path), 0) for path in paths], transform
+        self.index, self.transform = [(str(path), 0) for path in paths], transform
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.index)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.samples[index]
+        path, label = self.index[index]
         return self.transform(open_image(path)), label
 
 
@@ -68,11 +67,11 @@ def main(args: Namespace) -> None:
     arch, policies = policies_of(args, pictures)
     title = f'{arch} at {args.image_size} x {args.image_size}'
     noted = {'checkpoint': args.checkpoint, 'arch': arch, 'image_size': args.image_size, 'definition': DEFINITION}
-    draw = draw_folder if isinstance(pictures, ImageFolder) else draw_pictures
+    draw = draw_folder if isinstance(pictures, PictureFolder) else draw_pictures
     write_results(draw(title, policies, pictures), {**noted, **numbers(policies, pictures)}, args.out)
 
 
-def open_pictures(paths: list[Path], transform: Compose) -> Pictures | ImageFolder:
+def open_pictures(paths: list[Path], transform: Compose) -> Pictures | PictureFolder:
     """The pictures of these files, or of one folder by class; UserError for anything else."""
     folders = [path for path in paths if path.is_dir()]
     if folders and len(paths) > 1:
@@ -83,7 +82,7 @@ def open_pictures(paths: list[Path], transform: Compose) -> Pictures | ImageFold
     return open_folder(folders[0], transform) if folders else Pictures(paths, transform)
 
 
-def policies_of(args: Namespace, pictures: Pictures | ImageFolder) -> tuple[str, Policies]:
+def policies_of(args: Namespace, pictures: Pictures | PictureFolder) -> tuple[str, Policies]:
     """The checkpoint's net and its policies for the pictures."""
     compute = Compute(args.device)
     model, identity = open_classifier(args.checkpoint, args.arch)
@@ -94,17 +93,17 @@ def policies_of(args: Namespace, pictures: Pictures | ImageFolder) -> tuple[str,
     return identity.arch, measure(compute.place(model), (images for images, _ in loader), args.image_size)
 
 
-def numbers(policies: Policies, pictures: Pictures | ImageFolder) -> dict[str, Any]:
+def numbers(policies: Policies, pictures: Pictures | PictureFolder) -> dict[str, Any]:
     """All of them for the JSON file; of a folder also by class, and its pictures by their mean share."""
     blocks = [{'name': block.name, 'stage': block.stage, 'sizes': block.sizes} for block in policies.blocks]
-    images = [image_numbers(policies, index, path) for index, (path, _) in enumerate(pictures.samples)]
-    if not isinstance(pictures, ImageFolder):
+    images = [image_numbers(policies, index, path) for index, (path, _) in enumerate(pictures.index)]
+    if not isinstance(pictures, PictureFolder):
         return {'blocks': blocks, 'images': images}
-    for entry, label in zip(images, pictures.targets, strict=True):
+    for entry, label in zip(images, pictures.index.labels(), strict=True):
         entry['class'] = pictures.classes[label]
     order = policies.by_share()
     extremes = {'most': order[-10:][::-1], 'least': order[:10]}
-    files = {name: [pictures.samples[index][0] for index in indices] for name, indices in extremes.items()}
+    files = {name: [pictures.index[index][0] for index in indices] for name, indices in extremes.items()}
     return {'blocks': blocks, 'classes': class_numbers(policies, pictures), **files, 'images': images}
 
 
@@ -121,9 +120,9 @@ def image_numbers(policies: Policies, index: int, path: str) -> dict[str, Any]:
     }
 
 
-def class_numbers(policies: Policies, pictures: ImageFolder) -> dict[str, Any]:
+def class_numbers(policies: Policies, pictures: PictureFolder) -> dict[str, Any]:
     """How many pictures a class has, their mean share, and of how many each elastic block prefers the full size."""
-    shares, full, targets = policies.shares, policies.prefers_full.float(), torch.tensor(pictures.targets)
+    shares, full, targets = policies.shares, policies.prefers_full.float(), torch.tensor(pictures.index.labels())
     return {
         name: {
             'images': int((targets == label).sum()),

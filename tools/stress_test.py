@@ -21,7 +21,6 @@ from matplotlib.ticker import NullLocator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
-from torchvision.datasets import ImageFolder
 
 import models
 from utils.arguments import Parser, add_out_argument, add_test_arguments
@@ -30,7 +29,7 @@ from utils.classifier import open_classifier
 from utils.compute import Compute
 from utils.data import MEAN, DeviceLoader
 from utils.errors import UserError, exit_cleanly
-from utils.image_folder import open_folder, scaled_crop
+from utils.image_folder import PictureFolder, open_folder, scaled_crop
 from utils.interrupt import StopRequest
 from utils.learner import Learner
 from utils.loop import evaluate
@@ -100,7 +99,7 @@ def learner_of(model: nn.Module, compute: Compute) -> Learner:
 
 
 def test(
-    learner: Learner, images: ImageFolder, args: Namespace, progress: ToolReporter, stop: StopRequest
+    learner: Learner, images: PictureFolder, args: Namespace, progress: ToolReporter, stop: StopRequest
 ) -> dict[str, float]:
     """Loss, err1 and err5 as classify.py --evaluate measures them."""
     loader = DeviceLoader(images, EvalBatches([range(len(images))], args.batch_size), learner.compute, args.workers)
@@ -115,7 +114,7 @@ def table(factors: list[float], results: dict[str, list[dict[str, float]]]) -> s
     return '\n'.join(f'| {" | ".join(cells)} |' for cells in rows)
 
 
-def draw(factors: list[float], results: dict[str, list[dict[str, float]]], pictures: list[ImageFolder]) -> Figure:
+def draw(factors: list[float], results: dict[str, list[dict[str, float]]], pictures: list[PictureFolder]) -> Figure:
     """Above, one picture as the nets saw it at each factor; below, a curve of Err@1 per net."""
     heights = [1.5, 3.2 + 0.2 * len(results)]
     figure = Figure(figsize=(7, sum(heights)), layout='constrained')

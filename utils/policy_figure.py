@@ -9,8 +9,8 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
 
+from utils.image_folder import PictureFolder
 from utils.scale_policy import SIZES, Policies
 
 COLOURS = dict(zip(SIZES, ('#2c2a6b', '#2a7f9e', '#6cc08b', '#f2d95c'), strict=True))
@@ -30,7 +30,7 @@ def draw_pictures(title: str, policies: Policies, pictures: Dataset) -> Figure:
     return figure
 
 
-def draw_folder(title: str, policies: Policies, pictures: ImageFolder) -> Figure:
+def draw_folder(title: str, policies: Policies, pictures: PictureFolder) -> Figure:
     """Above, the classes; below, the pictures that use full resolution most and least."""
     order = policies.by_share()
     ends = dict.fromkeys([*order[-EXTREMES:][::-1], *order[:EXTREMES][::-1]])
@@ -93,19 +93,19 @@ def mark_stages(panel: Axes, policies: Policies) -> None:
         panel.text(middle, -0.1, f'stage {stage}', ha='center', va='top', fontsize=8)
 
 
-def shown_classes(policies: Policies, pictures: ImageFolder) -> list[int]:
+def shown_classes(policies: Policies, pictures: PictureFolder) -> list[int]:
     """The classes by their mean share, highest first; of many only those at either end."""
-    shares, targets = policies.shares.mean(1), torch.tensor(pictures.targets)
+    shares, targets = policies.shares.mean(1), torch.tensor(pictures.index.labels())
     means = torch.stack([shares[targets == label].mean() for label in range(len(pictures.classes))])
     order = means.argsort(descending=True, stable=True).tolist()
     half = MOST_CLASSES // 2
     return order if len(order) <= MOST_CLASSES else order[:half] + order[-half:]
 
 
-def draw_classes(figure: SubFigure, policies: Policies, pictures: ImageFolder, classes: list[int]) -> None:
+def draw_classes(figure: SubFigure, policies: Policies, pictures: PictureFolder, classes: list[int]) -> None:
     """For each class, how many of its pictures prefer full resolution block by block, and how the shares spread."""
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[width_of(policies) - 4, 2.5])
-    targets = torch.tensor(pictures.targets)
+    targets = torch.tensor(pictures.index.labels())
     members = [targets == label for label in classes]
     full = torch.stack([policies.prefers_full[member].float().mean(0) for member in members]).numpy()
     drawn = left.imshow(100 * full, cmap='RdBu', vmin=0, vmax=100, aspect='auto', interpolation='nearest')
