@@ -98,7 +98,7 @@ def read_class(path: str) -> ClassFiles:
     found, folders, waiting = [], {}, ['']
     while waiting:
         place = waiting.pop()
-        here = os.path.join(path, place)
+        here = os.path.join(path, place) if place else path
         folders[place] = settled(here)  # before it is listed: a change in between is seen next time
         with scan(here) as entries:
             for entry in entries:

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import transforms
-from torchvision.io import decode_jpeg
+from torchvision import io, transforms
 from torchvision.transforms.functional import pil_to_tensor
 
 from utils.errors import UserError, named
@@ -100,15 +99,17 @@ def open_train_and_val(folder: Path, size: int) -> tuple[PictureFolder, PictureF
 def open_pixels(path: str) -> Tensor:
     """The picture as uint8 3 x H x W, of open_image's values; UserError if it cannot be decoded to its end.
 
-    torchvision decodes JPEGs with the library that Pillow uses, but without its copies.
+    torchvision decodes JPEGs with the library that Pillow uses, but without its copies. From 0.29 on it says that it
+    will lose its decoder: without it Pillow decodes everything, to the same values.
     """
+    decode = getattr(io, 'decode_jpeg', None)
     with named_errors(path), Image.open(path) as image:
-        if (image.format, image.mode) == ('JPEG', 'RGB'):
+        if decode and (image.format, image.mode) == ('JPEG', 'RGB'):
             image.fp.seek(0)
             content = torch.from_numpy(np.fromfile(image.fp, np.uint8))
             try:
-                return decode_jpeg(content)
-            except RuntimeError:  # let Pillow decide, and say what is wrong
+                return decode(content)
+            except (RuntimeError, AttributeError):  # damaged, or torchvision is built without it: let Pillow tell
                 pass
     return pil_to_tensor(open_image(path))
 

@@ -1,0 +1,259 @@
+"""utils/folder_index.py: torchvision's samples, what is listed again and when, caches that are no use; workers."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+
+from utils import folder_index
+from utils.data import Seeded, collate
+from utils.errors import UserError
+from utils.folder_index import cache_file, open_index
+from utils.image_folder import RandomCrop, central_crop, open_folder, open_pixels
+
+NAMES = [
+    *('ant/b.jpg', 'ant/a.JPEG', 'ant/B.PNG', 'ant/.jpg', 'ant/notes.txt', 'ant/jpg', 'ant/x.jpg.part', 'ant/10.webp'),
+    *('ant/9.tiff', 'ant/sub/c.png', 'ant/sub/deep/er/d.ppm', 'ant/sub/deep/notes.md', 'ant/sub z/e.bmp', 'list.txt'),
+    *('ant/sub.jpg/f.Jpg', 'ant/\u00e9t\u00e9.jpg', 'Bee/z.pgm', 'Bee/none/README', '_c/one.tif', 'stray.jpg'),
+    *('caf\u00e9/\u732b.jpg', 'caf\u00e9/a\nb.jpg', 'white space/a b.jpg'),
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache folder of the test's own, where indexes of any size and of folders made just now are kept."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setattr(folder_index, 'SMALLEST', 1)
+    monkeypatch.setattr(folder_index, 'UNSETTLED_SECONDS', 0)
+    return tmp_path / 'cache' / 'elastic'
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b'')
+
+
+def rest():
+    """Let the file system's clock go on: a change after this has another time."""
+    time.sleep(0.03)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three classes, one of them with a folder in it."""
+    touch(tmp_path / 'pictures', 'ant/1.jpg', 'ant/2.jpg', 'bee/1.jpg', 'bee/sub/2.jpg', 'cat/1.jpg')
+    rest()
+    return tmp_path / 'pictures'
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    """Names of the folders that are listed."""
+    names, scan = [], folder_index.scan
+    monkeypatch.setattr(folder_index, 'scan', lambda path: [names.append(Path(path).name), scan(path)][1])
+    return names
+
+
+def assert_as_torchvision(folder):
+    ours, theirs = open_index(folder), ImageFolder(str(folder))
+    assert list(ours) == theirs.samples
+    assert ours.classes == theirs.classes
+    assert ours.labels().tolist() == theirs.targets
+    assert ours[-1] == theirs.samples[-1]
+    assert len(ours) == len(theirs)
+
+
+def test_samples_are_torchvisions(tmp_path, listed):
+    folder = tmp_path / 'pictures'
+    touch(folder, *NAMES)
+    touch(tmp_path / 'other', 'g.jpg', 'in/h.png')
+    (folder / 'linked').symlink_to(tmp_path / 'other')
+    (folder / 'ant' / 'linked.png').symlink_to(tmp_path / 'other' / 'g.jpg')
+    (folder / 'ant' / 'broken.png').symlink_to(tmp_path / 'nowhere')
+    (folder / 'Bee' / 'circle.png').symlink_to('circle.png')
+    (folder / 'Bee' / 'linked').symlink_to(tmp_path / 'other')
+    (folder / 'Bee' / os.fsdecode(b'\xff.jpg')).write_bytes(b'')
+    rest()
+    assert_as_torchvision(folder)
+    del listed[:]
+    assert_as_torchvision(folder)
+    assert listed == ['pictures']
+    assert len(open_index(folder)) == 24
+
+
+def test_relative_folder_gives_relative_paths(pictures, monkeypatch):
+    assert open_index(pictures)[0][0] == str(pictures / 'ant' / '1.jpg')
+    monkeypatch.chdir(pictures.parent)
+    assert open_index(Path('pictures'))[0] == ('pictures/ant/1.jpg', 0)
+
+
+def test_what_is_known_is_not_listed_again(pictures, listed, cache):
+    open_index(pictures)
+    assert sorted(listed) == ['ant', 'bee', 'cat', 'pictures', 'sub']
+    assert len(list(cache.iterdir())) == 1
+    del listed[:]
+    open_index(pictures)
+    assert listed == ['pictures']
+
+
+CHANGES = {
+    'added': (lambda folder: touch(folder, 'ant/3.jpg'), ['ant']),
+    'removed': (lambda folder: (folder / 'ant' / '1.jpg').unlink(), ['ant']),
+    'renamed': (lambda folder: (folder / 'ant' / '1.jpg').rename(folder / 'ant' / '9.jpg'), ['ant']),
+    'moved': (lambda folder: (folder / 'ant' / '1.jpg').rename(folder / 'cat' / '9.jpg'), ['ant', 'cat']),
+    'deeper': (lambda folder: touch(folder, 'bee/sub/3.jpg'), ['bee', 'sub']),
+    'folder': (lambda folder: touch(folder, 'cat/new/3.jpg'), ['cat', 'new']),
+    'class': (lambda folder: touch(folder, 'bat/3.jpg'), ['bat']),
+    'class gone': (lambda folder: (folder / 'ant').rename(folder.parent / 'ant'), []),
+    'class swapped': (lambda folder: swap(folder / 'ant', folder / 'cat'), ['ant', 'cat']),
+}
+
+
+def swap(one, other):
+    one.rename(one.with_name('third'))
+    other.rename(one)
+    one.with_name('third').rename(other)
+
+
+@pytest.mark.parametrize('change, again', CHANGES.values(), ids=CHANGES)
+def test_changed_classes_alone_are_listed_again(pictures, listed, change, again):
+    before = list(open_index(pictures))
+    change(pictures)
+    rest()
+    del listed[:]
+    assert list(open_index(pictures)) != before
+    assert sorted(listed) == sorted([*again, 'pictures'])
+    assert_as_torchvision(pictures)
+    del listed[:]
+    open_index(pictures)
+    assert listed == ['pictures']
+
+
+def test_time_that_was_set_back_hides_nothing(pictures):
+    open_index(pictures)
+    noted = (pictures / 'ant').stat()
+    touch(pictures, 'ant/3.jpg')
+    os.utime(pictures / 'ant', ns=(noted.st_atime_ns, noted.st_mtime_ns))
+    assert_as_torchvision(pictures)
+
+
+def test_folder_changed_just_now_is_listed_again(pictures, listed, monkeypatch):
+    monkeypatch.setattr(folder_index, 'UNSETTLED_SECONDS', 1000)
+    for _ in range(2):
+        del listed[:]
+        open_index(pictures)
+        assert sorted(listed) == ['ant', 'bee', 'cat', 'pictures', 'sub']
+
+
+def test_small_folder_is_not_kept(pictures, cache, monkeypatch):
+    monkeypatch.setattr(folder_index, 'SMALLEST', 6)
+    open_index(pictures)
+    assert not cache.exists()
+    monkeypatch.setattr(folder_index, 'SMALLEST', 5)
+    open_index(pictures)
+    assert cache.exists()
+
+
+def test_folders_do_not_mix(pictures, tmp_path, cache):
+    touch(tmp_path / 'others', 'ant/other.jpg')
+    (tmp_path / 'link').symlink_to(pictures)
+    for _ in range(2):
+        assert len(open_index(pictures)) == 5
+        assert list(open_index(tmp_path / 'others')) == [(str(tmp_path / 'others' / 'ant' / 'other.jpg'), 0)]
+        assert open_index(tmp_path / 'link')[0] == (str(tmp_path / 'link' / 'ant' / '1.jpg'), 0)
+    assert len(list(cache.iterdir())) == 2
+    os.replace(cache_file(tmp_path / 'others'), cache_file(pictures))
+    assert_as_torchvision(pictures)
+
+
+def test_damaged_cache_is_not_believed(pictures, cache):
+    expected = list(open_index(pictures))
+    file = cache_file(pictures)
+    whole, random = file.read_bytes(), np.random.default_rng(0)
+    contents = [b'', b'text', whole[:100], whole[:-30]]
+    for place in random.integers(len(whole), size=300):
+        contents.append(whole[:place] + bytes([whole[place] ^ 1 << random.integers(8)]) + whole[place + 1 :])
+    for content in contents:
+        file.write_bytes(content)
+        assert list(open_index(pictures)) == expected
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_cache_of_something_else_is_not_used(pictures, listed, monkeypatch):
+    open_index(pictures)
+    monkeypatch.setattr(folder_index, 'FORMAT', b'another')  # as when other extensions count as pictures
+    del listed[:]
+    open_index(pictures)
+    assert len(listed) == 5
+    np.savez(cache_file(pictures), format=np.zeros(3))
+    assert len(open_index(pictures)) == 5
+
+
+@pytest.mark.parametrize('place', ['file', 'folder in its place', 'nowhere', 'relative'])
+def test_cache_that_cannot_be_written(pictures, tmp_path, monkeypatch, place):
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    if place == 'folder in its place':
+        (cache_file(pictures) / 'x').mkdir(parents=True)
+    else:
+        touch(tmp_path, 'file')
+        base = {'file': tmp_path / 'file', 'nowhere': '/proc/nowhere', 'relative': 'cache'}[place]
+        monkeypatch.setenv('XDG_CACHE_HOME', str(base))
+    for _ in range(2):
+        assert_as_torchvision(pictures)
+    assert (tmp_path / 'home' / '.cache' / 'elastic').exists() == (place == 'relative')
+
+
+def test_full_disk_leaves_no_half_file(pictures, cache, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(np, 'savez', full)
+    assert len(open_index(pictures)) == 5
+    assert not list(cache.iterdir())
+
+
+def test_empty_classes_are_named_a_few(pictures, cache):
+    for number in range(9):
+        touch(pictures, f'none{number}/notes.txt')
+    with pytest.raises(UserError, match=r'no picture in class none0, .*, none4 and 4 more \(looked for \.jpg'):
+        open_index(pictures)
+    with pytest.raises(UserError, match='none8: holds no class folder'):
+        open_index(pictures / 'none8')
+    assert not cache.exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may read everything')
+def test_unreadable_folder_is_named(pictures):
+    (pictures / 'bee' / 'sub').chmod(0)
+    with pytest.raises(UserError, match='cannot read folder .*bee/sub: Permission denied'):
+        open_index(pictures)
+
+
+def test_vanished_folder_is_named(pictures):
+    with pytest.raises(UserError, match='cannot read folder .*gone: No such file'):
+        folder_index.read_class(str(pictures / 'gone'))
+
+
+@pytest.mark.parametrize(
+    'way, transform, load',
+    [('fork', RandomCrop(8), open_pixels), ('fork', central_crop(8), None), ('spawn', RandomCrop(8), open_pixels)],
+)
+def test_workers_load_what_the_process_itself_loads(tmp_path, way, transform, load):
+    for number in range(6):
+        path = tmp_path / 'pictures' / f'c{number % 2}' / f'{number}.jpg'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((9, 12, 3), 40 * number, np.uint8)).save(path)
+    samples = Seeded(open_folder(tmp_path / 'pictures', transform, load), 0)
+    keys = [[(1, number) for number in (5, 0, 3)]]
+    loader = DataLoader(samples, batch_sampler=keys, num_workers=1, collate_fn=collate, multiprocessing_context=way)
+    ((images, labels),) = loader
+    assert labels.tolist() == [1, 0, 1]
+    assert images.tolist() == [samples[key][0].tolist() for key in keys[0]]
+    assert [round(float(image.float().mean()), -1) for image in images] == [200, 0, 40]
