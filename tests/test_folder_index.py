@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 from utils import folder_index
 from utils.data import Seeded, collate
 from utils.errors import UserError
-from utils.folder_index import cache_file, open_index
+from utils.folder_index import cache_file, open_index, read_cache
 from utils.image_folder import RandomCrop, central_crop, open_folder, open_pixels
 
 NAMES = [
@@ -97,10 +97,11 @@ def test_relative_folder_gives_relative_paths(pictures, monkeypatch):
 def test_what_is_known_is_not_listed_again(pictures, listed, cache):
     open_index(pictures)
     assert sorted(listed) == ['ant', 'bee', 'cat', 'pictures', 'sub']
-    assert len(list(cache.iterdir())) == 1
+    (written,) = [file.stat() for file in cache.iterdir()]
     del listed[:]
     open_index(pictures)
     assert listed == ['pictures']
+    assert [file.stat().st_ino for file in cache.iterdir()] == [written.st_ino]
 
 
 CHANGES = {
@@ -170,6 +171,7 @@ def test_folders_do_not_mix(pictures, tmp_path, cache):
         assert open_index(tmp_path / 'link')[0] == (str(tmp_path / 'link' / 'ant' / '1.jpg'), 0)
     assert len(list(cache.iterdir())) == 2
     os.replace(cache_file(tmp_path / 'others'), cache_file(pictures))
+    assert read_cache(cache_file(pictures), pictures) == {}
     assert_as_torchvision(pictures)
 
 
@@ -211,7 +213,8 @@ def test_cache_that_cannot_be_written(pictures, tmp_path, monkeypatch, place):
 
 
 def test_full_disk_leaves_no_half_file(pictures, cache, monkeypatch):
-    def full(*_, **__):
+    def full(path, **_):
+        Path(path).write_bytes(b'half')
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(np, 'savez', full)

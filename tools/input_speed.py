@@ -6,7 +6,8 @@
     python -m tools.input_speed --json speed.json                the numbers of either, as a file
 
 Pictures are 500 x 375 JPEGs, drawn in a temporary folder; crops are 224 x 224, batches of 32. The ways take turns, so
-that a machine that slows down for a while slows all of them; medians and ranges over the rounds are printed.
+that a machine that slows down for a while slows all of them; medians and ranges over the rounds are printed. Without
+workers they are per second of one core's time, with workers per second.
 """
 
 import json
@@ -77,7 +78,9 @@ def measure_loaders(args: Namespace) -> dict[str, Any]:
         folder = Path(scratch, 'train')
         link_pictures(draw_pictures(Path(scratch), args.pictures), folder, 8, -(-args.images // 8))
         workers = args.workers or range(available_cores() + 1)
-        rates = {count: interleaved(loaders(folder, count), args.rounds) for count in workers}
+        # Without workers one thread does all, so its own time tells what a core does, whoever else uses the machine.
+        clocks = {count: time.perf_counter if count else time.process_time for count in workers}
+        rates = {count: interleaved(loaders(folder, count), args.rounds, clocks[count]) for count in workers}
     print(f'{"workers":>7}  {"loader":26} {"images/s":>8}  {"(range)":16} {"ratio":>5}')
     for count, ways in rates.items():
         first = statistics.median(ways[BASELINE])
@@ -112,15 +115,17 @@ def count_images(batches: Iterable) -> int:
     return sum(len(images) for images, _ in batches)
 
 
-def interleaved(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    ways: dict[str, Callable[[], int]], rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
     """Images per second of each way in each round, after one round that does not count: it starts the workers."""
     rates = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, run in ways.items():
-            start = time.perf_counter()
+            start = clock()
             images = run()
             if number:
-                rates[name].append(images / (time.perf_counter() - start))
+                rates[name].append(images / (clock() - start))
     return rates
 
 
