@@ -16,7 +16,7 @@ COCO_RECIPE := --image-size 96 -b 8 -g 1 --lr 0.01 --epochs 8 --decay-epochs 6 -
 VOC := --data $(SAMPLE)/VOCdevkit --exp sample --epochs 2 -b 8 --output $(DEMO)/voc
 VOC_RECIPE := --crop-size 97 --base-lr 0.002 --freeze-bn --no-checkpoint-activations
 
-.PHONY: demo miniature test test-all lint clean
+.PHONY: demo miniature benchmark test test-all lint clean
 
 demo: .venv/installed
 	$(RUN) data/sample.py $(SAMPLE)
@@ -33,6 +33,12 @@ demo: .venv/installed
 # Base against Elastic, several seeds; stopped and called again it goes on.
 miniature: .venv/installed
 	$(RUN) -m tools.miniature --output $(MINIATURE)
+
+# A short set: the default net tested and trained, and the loaders.
+benchmark: .venv/installed
+	$(RUN) -m tools.benchmark --rounds 3
+	$(RUN) -m tools.benchmark --rounds 3 --train
+	$(RUN) -m tools.benchmark --rounds 3 --input
 
 test: .venv/installed-dev lint
 	$(RUN) -m pytest -m "not slow"

@@ -1,11 +1,25 @@
-"""The benchmark's table and file, from a small net; times themselves are not looked at."""
+"""The benchmark of nets: its table and file, from a small net; times themselves are not looked at."""
 
 import json
 
 import pytest
+import torch
 
 from tests.conftest import Script, TinyNet, TinySegmenter
 from tools import benchmark
+from utils import net_speed
+from utils.cost import count_macs
+from utils.net_speed import Way, Work
+
+MIB = 2**20
+
+
+class Heavy(TinyNet):
+    """A TinyNet that holds 200 MiB of weights."""
+
+    def __init__(self, num_classes: int = 1000):
+        super().__init__(num_classes)
+        self.ballast = torch.nn.Parameter(torch.ones(50 * MIB))
 
 
 @pytest.fixture
@@ -13,36 +27,56 @@ def bench(monkeypatch):
     for name, build in ('tiny', TinyNet), ('tiny/segmenter', TinySegmenter):
         monkeypatch.setitem(benchmark.NETS, name, build)
     monkeypatch.setitem(benchmark.RIVALS, 'rival', TinyNet)
+    monkeypatch.setattr(net_speed, 'peak_of', lambda way, work: 3 * MIB)
     nets = 'tiny tiny/segmenter --rivals rival'
     return Script(benchmark, '--nets', f'{nets} -b 2 --image-size 32 --rounds 3 --device cpu')
+
+
+def rows_of(file):
+    return {row['name']: row for row in json.loads(file.read_text())['rows']}
 
 
 @pytest.mark.parametrize('train', [[], ['--train']])
 def test_every_way_has_a_row_and_a_share_of_the_matrix_product(bench, tmp_path, capsys, train):
     bench('--json', tmp_path / 'speed.json', *train)
-    written = json.loads((tmp_path / 'speed.json').read_text())
-    rows = {row['name']: row for row in written['rows']}
+    rows = rows_of(tmp_path / 'speed.json')
     ways = ['reference', 'off', 'bf16']
     ours = [f'{net}, {way}' for net in ('tiny', 'tiny/segmenter') for way in ways]
     rivals = [f"torchvision's rival, {way}" for way in ways[1:]]
     assert list(rows) == [*ours, *rivals, 'matrix product, off', 'matrix product, bf16']
     assert rows['tiny, reference']['times_reference'] == 1
-    for row in rows.values():
-        assert row['lowest'] <= row['images_per_second'] <= row['highest']
-        assert row['tflops'] > 0
-    products = {amp: rows[f'matrix product, {amp}']['tflops'] for amp in ('off', 'bf16')}
-    assert rows['tiny, bf16']['share'] == pytest.approx(rows['tiny, bf16']['tflops'] / products['bf16'])
-    assert rows['tiny, off']['share'] == pytest.approx(rows['tiny, off']['tflops'] / products['off'])
+    for name in ours + rivals:
+        row, amp = rows[name], 'bf16' if name.endswith('bf16') else 'off'
+        assert row['lowest'] <= row['median'] <= row['highest']
+        assert row['of_matrix_product'] == pytest.approx(row['flops'] / rows[f'matrix product, {amp}']['flops'])
+        assert row['peak_bytes'] == 3 * MIB
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split('  ')[0] for line in lines[1:]] == list(rows)
+    assert [line.split(' | ')[0].removeprefix('| ') for line in lines[2:]] == list(rows)
+    assert {line.count('|') for line in lines} == {7}
 
 
-def test_work_is_two_operations_per_multiply_accumulate_and_thrice_that_in_training(bench, tmp_path):
-    rates = {}
-    for train in [], ['--train']:
-        bench('--json', tmp_path / 'speed.json', *train)
-        rows = {row['name']: row for row in json.loads((tmp_path / 'speed.json').read_text())['rows']}
-        row = rows['tiny, off']
-        rates[bool(train)] = row['tflops'] * 1e12 / row['images_per_second']
-    assert rates[True] == pytest.approx(3 * rates[False])
-    assert rates[False] == pytest.approx(2 * benchmark.count_macs(TinyNet, 32))
+def test_compiled_ways_are_those_of_both_sides_but_not_the_references():
+    ways = net_speed.ways_of(['resnext50'], ['densenet201'], ['off'], compiled=True)
+    assert list(map(str, ways)) == [
+        'resnext50, reference', 'resnext50, off', 'resnext50, off, compiled',
+        "torchvision's densenet201, off", "torchvision's densenet201, off, compiled"]  # fmt: skip
+    assert [way.compute('cpu').compile for way in ways] == [False, False, True, False, True]
+    assert ways[0].compute('cpu').layout is torch.contiguous_format
+
+
+def test_work_is_two_operations_per_multiply_accumulate_and_thrice_that_in_training():
+    macs = count_macs(TinyNet, 32)
+    assert Work('cpu', False, 5, 32).operations(TinyNet) == 10 * macs
+    assert Work('cpu', True, 5, 32).operations(TinyNet) == 30 * macs
+
+
+def test_peak_memory_is_that_of_one_way_alone():
+    work = Work('cpu', train=True, batch_size=2, image_size=32)
+    ballast = torch.ones(400 * MIB // 4)  # of this process: no way is charged with it
+    light, heavy = (net_speed.peak_of(Way('net', build), work) for build in (TinyNet, Heavy))
+    assert ballast.numel() and 200 * MIB <= heavy - light < 250 * MIB
+
+
+def test_a_file_that_cannot_be_written_is_an_error_before_the_work(bench, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(net_speed, 'measure', None)
+    assert f'cannot write {tmp_path}' in bench.error(capsys, '--json', tmp_path)

@@ -1,211 +1,141 @@
-"""How fast nets are tested and trained here, beside the same net the reference's way and beside torchvision's.
+"""How fast nets are tested and trained here, how fast pictures are loaded, and how soon a run begins.
 
     python -m tools.benchmark                                    resnext50_elastic, tested on 16 images of 224 x 224
     python -m tools.benchmark --nets dla60x dla60x_elastic --rivals --train               training steps of two nets
-    python -m tools.benchmark --nets resnext50/segmenter --rivals segmenter --device cuda --amp off bf16 fp16 --compile
+    python -m tools.benchmark --nets resnext50/segmenter --rivals deeplabv3_resnet50 --device cuda --amp bf16 --compile
+    python -m tools.benchmark --input                            the loaders alone, by number of workers
+    python -m tools.benchmark --startup [DIR]                    from launch to the first batch, of DIR or of a made set
 
-The ways take turns, so that a machine that slows down for a while slows all of them; medians and ranges are printed,
-and the share of what one large matrix product reaches in the same precision, taking its turn with them. The
-reference's way is contiguous, in float32, with batch norms on their own. On a GPU the peak of memory is told too.
+Nets are measured beside the same net run the reference's way (contiguous, float32, norms on their own) and beside
+torchvision's. The ways take turns, so that a machine that slows down for a while slows all of them; medians and ranges
+are printed, the peak of memory of each in a process of its own, and the share of what one large matrix product reaches
+in the same precision. Loaders meet torchvision's usual pipeline on JPEGs of 500 x 375; without workers their rate is
+per second of a core's time. The set that --startup makes has as many names as ImageNet, hard links to a few pictures.
 """
 
 import json
 import statistics
-import time
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
-from torchvision import models as torchvision_models
-from torchvision.models import segmentation
 
-import models
-from utils.arguments import Parser, positive
+from utils import input_speed, net_speed
+from utils.arguments import Parser, natural, positive
 from utils.compute import DTYPES, Compute
-from utils.cost import count_macs
-from utils.errors import exit_cleanly
-from utils.learner import Learner
-
-NETS = {
-    **models.classifiers,
-    **{f'{name}/segmenter': build for name, build in models.segmenters.items()},
-}
-RIVALS = {
-    'resnext50': torchvision_models.resnext50_32x4d,
-    'resnext101': torchvision_models.resnext101_32x8d,
-    'densenet201': torchvision_models.densenet201,
-    'segmenter': lambda: Outputs(segmentation.deeplabv3_resnet50(weights_backbone=None, aux_loss=False)),
-}
-Step = Callable[[], None]
-
-
-class Outputs(torch.nn.Module):
-    """torchvision's segmenter, returning the map alone."""
-
-    def __init__(self, net: torch.nn.Module):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """N x 3 x H x W -> N x classes x H x W."""
-        return self.net(x)['out']
+from utils.data import available_cores
+from utils.errors import UserError, exit_cleanly
+from utils.net_speed import NETS, RIVALS, Work, ways_of
+from utils.startup_speed import STAGES, launch, made_set
 
 
 def make_parser() -> Parser:
     parser = Parser(__doc__)
     add = parser.add_argument
+    add('--rounds', type=positive, default=7, metavar='N', help='measurements of each way')
+    add('--json', type=Path, metavar='FILE', help='write the numbers too')
+    add('--input', action='store_true', help='measure the loaders')
+    add('--startup', nargs='?', const='', metavar='DIR', help='measure the time to the first batch')
+    add_net_arguments(parser)
+    add = parser.add_argument_group('--input and --startup').add_argument
+    add('--workers', type=natural, nargs='+', metavar='N', help='worker counts; default: 0 to the number of cores')
+    add('--pictures', type=positive, default=48, metavar='N', help='different pictures')
+    add('--images', type=positive, default=512, metavar='N', help='loaded per round: links to the pictures')
+    add('--classes', type=positive, default=1000, metavar='N', help='of the set made for --startup')
+    add('--per-class', type=positive, default=1281, metavar='N', help='its training images per class')
+    return parser
+
+
+def add_net_arguments(parser: Parser) -> None:
+    """Which nets do what."""
+    add = parser.add_argument_group('nets').add_argument
     add('--nets', nargs='+', choices=list(NETS), default=['resnext50_elastic'], metavar='NET', help=', '.join(NETS))
-    add('--rivals', nargs='*', choices=list(RIVALS), default=['resnext50'], metavar='NAME',
+    add('--rivals', nargs='*', choices=list(RIVALS), default=['resnext50_32x4d'], metavar='NAME',
         help=f"torchvision's nets beside them: {', '.join(RIVALS)}")  # fmt: skip
     add('--train', action='store_true', help='time training steps, else tests')
     add('--amp', nargs='+', choices=list(DTYPES), default=['off', 'bf16'], help='precisions')
     add('--compile', action='store_true', help='also compiled')
     add('-b', '--batch-size', type=positive, default=16, metavar='N', help='images at once')
     add('--image-size', type=positive, default=224, metavar='PIXELS', help='side of an image')
-    add('--rounds', type=positive, default=7, metavar='N', help='measurements of each way')
     add('--device', choices=['auto', 'cuda', 'mps', 'cpu'], default='auto', help='where')
-    add('--json', type=Path, metavar='FILE', help='write the numbers too')
-    return parser
 
 
 def main(args: Namespace) -> None:
-    """Measure and print."""
-    steps, work = {}, {}
-    for name in args.nets:
-        net = NETS[name]
-        add_ways(steps, work, name, net, args, reference=True)
-    for name in args.rivals:
-        add_ways(steps, work, f"torchvision's {name}", RIVALS[name], args, reference=False)
-    for amp in args.amp:
-        steps[f'matrix product, {amp}'], work[f'matrix product, {amp}'] = matrix_product(args, amp)
-    seconds = interleaved(steps, args.rounds)
-    rows = [row(name, seconds, work, args) for name in steps]
-    print(f'{"":48} images/s (range){"":8} times the reference   TFLOP/s, of a matrix product')
-    for values in rows:
-        print(in_words(values))
+    """Measure, print and note."""
     if args.json:
-        facts = {'args': vars(args), 'device': str(Compute(args.device)), 'torch': torch.__version__}
-        args.json.write_text(json.dumps({**facts, 'rows': rows}, default=str, indent=1))
+        note(args.json, {})  # better an error now than after the work
+    others = report_input if args.input else report_nets
+    rows = (others if args.startup is None else report_startup)(args)
+    if args.json:
+        facts = {'args': vars(args), 'device': str(Compute(args.device)), 'cores': available_cores()}
+        note(args.json, {**facts, 'torch': torch.__version__, 'rows': rows})
 
 
-def add_ways(
-    steps: dict[str, Step],
-    work: dict[str, float],
-    name: str,
-    build: Callable[[], torch.nn.Module],
-    args: Namespace,
-    reference: bool,
-) -> None:
-    """Add the ways to run a net: the reference's, ours in each precision, and compiled."""
-    with torch.device('meta'):
-        macs = count_macs(build(), args.image_size)
-    ways = {f'{name}, {amp}': Compute(args.device, amp) for amp in args.amp}
-    if reference:
-        ways = {f'{name}, reference': Compute(args.device, channels_last=False)} | ways
-    if args.compile:
-        ways |= {f'{name}, {amp}, compiled': Compute(args.device, amp, compile=True) for amp in args.amp}
-    for way, compute in ways.items():
-        plain = way.endswith('reference') or not reference
-        steps[way] = (training if args.train else evaluation)(build, compute, args, plain)
-        work[way] = 2 * macs * args.batch_size * (3 if args.train else 1)
+def note(path: Path, results: dict[str, Any]) -> None:
+    """Write the numbers as JSON; UserError if that fails."""
+    try:
+        path.write_text(json.dumps(results, default=str, indent=1) + '\n')
+    except OSError as error:
+        raise UserError(f'cannot write {path}: {error.strerror}') from error
 
 
-def learner_and_batch(
-    build: Callable[[], torch.nn.Module], compute: Compute, args: Namespace
-) -> tuple[Learner, torch.Tensor, torch.Tensor]:
-    """A net with its optimizer, images, and class indices of the shape its outputs ask for."""
-    torch.manual_seed(0)
-    model = compute.place(build())
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9)
-    learner = Learner(model, compute.runner(model, train=True), cross_entropy, compute, optimizer, lambda epoch: 1e-3)
-    images = compute.images(torch.randn(args.batch_size, 3, args.image_size, args.image_size))
-    with torch.no_grad():
-        shape = model.eval()(images[:1]).shape
-    model.train()
-    return learner, images, torch.zeros(args.batch_size, *shape[2:], dtype=torch.int64, device=compute.device)
+def report_nets(args: Namespace) -> list[dict[str, Any]]:
+    """Measure nets and print them as a table."""
+    work = Work(args.device, args.train, args.batch_size, args.image_size)
+    ways = ways_of(args.nets, args.rivals, args.amp, args.compile)
+    rows = net_speed.measure(ways, args.amp, work, args.rounds)
+    print(f'| {"trained" if args.train else "tested"} | images/s (range) | times the reference | peak MiB |'
+          ' GFLOP/s | of a matrix product |\n| --- | ---: | ---: | ---: | ---: | ---: |')  # fmt: skip
+    for row in rows:
+        print(net_line(row))
+    return rows
 
 
-def training(build: Callable[[], torch.nn.Module], compute: Compute, args: Namespace, plain: bool) -> Step:
-    """A training step, the same for every net."""
-    learner, images, targets = learner_and_batch(build, compute, args)
-
-    def step() -> None:
-        _, loss = learner.forward(images, targets)
-        learner.backward(loss)
-        learner.update(1e-3)
-        loss.item()
-
-    return step
-
-
-def evaluation(build: Callable[[], torch.nn.Module], compute: Compute, args: Namespace, plain: bool) -> Step:
-    """A test of a batch, as our scripts do it or, `plain`, calling the net as it is."""
-    learner, images, _ = learner_and_batch(build, compute, args)
-    if plain:
-        learner.model.eval()
-        model = compute.place_for_test(learner.model)
-        runner, images = compute.runner(model, train=False), images.to(compute.dtype)
-    else:
-        with torch.inference_mode():
-            runner = learner.tester()
-
-    def step() -> None:
-        with torch.inference_mode():
-            runner(images).flatten()[0].item()
-
-    return step
-
-
-def matrix_product(args: Namespace, amp: str) -> tuple[Step, float]:
-    """A product of two matrices, and its floating-point operations."""
-    compute = Compute(args.device, amp)
-    side = 8192 if compute.device.type == 'cuda' else 2048
-    matrix = torch.randn(side, side, device=compute.device, dtype=compute.dtype)
-    return lambda: (matrix @ matrix)[0, 0].item(), 2.0 * side**3
-
-
-def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step in each round, after two rounds that do not count."""
-    seconds = {name: [] for name in steps}
-    for number in range(rounds + 2):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if number > 1:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def row(name: str, seconds: dict[str, list[float]], work: dict[str, float], args: Namespace) -> dict[str, float | str]:
-    """The numbers of a way: images per second, and how they compare."""
-    times = sorted(seconds[name])
-    median = statistics.median(times)
-    net, *_ = name.split(', ')
-    of_reference = seconds.get(f'{net}, reference', seconds.get(f'{args.nets[0]}, reference', times))
-    amp = next((part for part in name.split(', ') if part in DTYPES), 'off')
-    product = f'matrix product, {amp if amp in args.amp else args.amp[0]}'
-    speed = work[name] / median
-    return {
-        'name': name,
-        'images_per_second': args.batch_size / median,
-        'lowest': args.batch_size / times[-1],
-        'highest': args.batch_size / times[0],
-        'times_reference': statistics.median(of_reference) / median,
-        'tflops': speed / 1e12,
-        'share': speed / (work[product] / statistics.median(seconds[product])),
-    }
-
-
-def in_words(values: dict[str, float | str]) -> str:
+def net_line(row: dict[str, Any]) -> str:
     """A line of the table."""
-    if values['name'].startswith('matrix'):
-        return f'{values["name"]:48}{"":49}{values["tflops"]:7.3f}'
-    spread = f'({values["lowest"]:.2f} to {values["highest"]:.2f})'
-    speed = f'{values["images_per_second"]:8.2f} {spread:20}'
-    flops = f'{values["tflops"]:7.3f} {values["share"]:6.0%}'
-    return f'{values["name"]:48}{speed} {values["times_reference"]:12.2f}{"":7}{flops}'
+    gflops = f'{row["flops"] / 1e9:.0f}'
+    if 'median' not in row:
+        return f'| {row["name"]} | | | | {gflops} | |'
+    compared = f'{row["times_reference"]:.2f} | {row["peak_bytes"] / 2**20:.0f}'
+    return f'| {row["name"]} | {in_words(row, 2)} | {compared} | {gflops} | {row["of_matrix_product"]:.0%} |'
+
+
+def in_words(row: dict[str, Any], digits: int) -> str:
+    """Median and range."""
+    return f'{row["median"]:.{digits}f} ({row["lowest"]:.{digits}f} to {row["highest"]:.{digits}f})'
+
+
+def report_input(args: Namespace) -> list[dict[str, Any]]:
+    """Measure loaders and print them as a table."""
+    workers = args.workers or range(available_cores() + 1)
+    rows = input_speed.measure(workers, args.pictures, args.images, args.rounds)
+    print("| workers | loader | images/s (range) | times torchvision's |\n| ---: | --- | ---: | ---: |")
+    for row in rows:
+        print(f'| {row["workers"]} | {row["loader"]} | {in_words(row, 0)} | {row["times_torchvision"]:.2f} |')
+    return rows
+
+
+def report_startup(args: Namespace) -> list[dict[str, float]]:
+    """Launch runs of the folder that is named, or of one that is made, and print their seconds."""
+    if args.startup:
+        return report_launches(args.startup, args.rounds)
+    with made_set(args.classes, args.per_class) as (folder, environment):
+        print(f'{args.classes * args.per_class:,} training images in {args.classes:,} classes', flush=True)
+        return report_launches(folder, args.rounds, environment=environment)
+
+
+def report_launches(folder: str, rounds: int, **kwargs) -> list[dict[str, float]]:
+    """A launch that may have to make the index, then some that find it."""
+    print(f'| index | {" | ".join(STAGES)} | seconds in all |\n| --- |{" ---: |" * (len(STAGES) + 1)}')
+    rows = []
+    for number in range(rounds + 1):
+        rows.append(launch(folder, **kwargs))
+        told = ' | '.join(f'{rows[-1][stage]:.2f}' for stage in (*STAGES, 'total'))
+        print(f'| {"found" if number else "made, if need be"} | {told} |', flush=True)
+    totals = [row['total'] for row in rows[1:]]
+    print(f'with the index found: {statistics.median(totals):.2f} s ({min(totals):.2f} to {max(totals):.2f})')
+    return rows
 
 
 if __name__ == '__main__':

@@ -19,11 +19,11 @@ from PIL import Image
 import models
 from utils.arguments import Parser, positive
 from utils.batches import EvalBatches
-from utils.classifier import open_classifier
 from utils.coco import MultiLabelImages, open_part, squashed
 from utils.compute import Compute
 from utils.data import DeviceLoader
 from utils.errors import exit_cleanly
+from utils.trained import open_classifier
 
 COLOURS = {'found': 'green', 'missed': 'grey', 'not there': 'red'}
 

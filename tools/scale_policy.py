@@ -21,7 +21,6 @@ from torchvision.transforms import Compose
 import models
 from utils.arguments import Parser, add_out_argument, add_test_arguments
 from utils.batches import EvalBatches
-from utils.classifier import open_classifier
 from utils.compute import Compute
 from utils.data import DeviceLoader
 from utils.errors import UserError, exit_cleanly
@@ -29,6 +28,7 @@ from utils.image_folder import PictureFolder, central_crop, open_folder, open_im
 from utils.output import check_results, write_results
 from utils.policy_figure import draw_folder, draw_pictures
 from utils.scale_policy import Policies, is_elastic, measure
+from utils.trained import open_classifier
 
 DEFINITION = (
     'A branch responds with the mean absolute value, over channels and pixels, of what it contributes to its '

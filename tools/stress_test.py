@@ -25,7 +25,6 @@ from torch.optim import SGD
 import models
 from utils.arguments import Parser, add_out_argument, add_test_arguments
 from utils.batches import EvalBatches
-from utils.classifier import open_classifier
 from utils.compute import Compute
 from utils.data import MEAN, DeviceLoader
 from utils.errors import UserError, exit_cleanly
@@ -36,6 +35,7 @@ from utils.loop import evaluate
 from utils.metrics import TopErrors
 from utils.output import check_results, write_results
 from utils.reporting import ToolReporter
+from utils.trained import open_classifier
 
 
 def make_parser() -> Parser:

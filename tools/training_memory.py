@@ -8,7 +8,6 @@ was built; on a GPU the peak of what was allocated there. Where a table has two 
 their growth gives for 16. ASPP cannot be trained on a single image: there, batch norms are frozen.
 """
 
-import resource
 import subprocess
 import sys
 from argparse import Namespace
@@ -21,11 +20,11 @@ from utils.arguments import Parser, positive
 from utils.compute import Compute
 from utils.errors import exit_cleanly
 from utils.learner import Learner
+from utils.memory import peak_memory
 from utils.segmentation import segmentation_loss
 from utils.voc import CLASSES, Target
 
 RECIPE = 16  # images per update
-UNITS = 1 if sys.platform == 'darwin' else 1024  # of getrusage's maximum, in bytes
 
 
 def make_parser() -> Parser:
@@ -68,8 +67,8 @@ def peak_in_process(arch: str, batch: int, kind: str, args: Namespace) -> int:
 
 def peak_of_step(arch: str, batch: int, recomputed: bool, args: Namespace) -> int:
     """Bytes that the net and two training steps take: a small one, which makes the momentum, and the real one."""
-    before = resident()
     compute = Compute(args.device, args.amp)
+    before = peak_memory(compute.device)
     model = models.build_segmenter(arch, len(CLASSES), checkpoint_activations=recomputed)
     if batch < model.smallest_batch:
         freeze_norms(model)
@@ -83,12 +82,7 @@ def peak_of_step(arch: str, batch: int, recomputed: bool, args: Namespace) -> in
         _, loss = learner.forward(images, compute.targets(Target(labels, torch.arange(batch))))
         learner.backward(loss)
         learner.update(0.007)
-    return torch.cuda.max_memory_allocated() if args.device == 'cuda' else resident() - before
-
-
-def resident() -> int:
-    """The peak of this process's resident memory so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNITS
+    return peak_memory(compute.device) - before
 
 
 if __name__ == '__main__':

@@ -77,6 +77,12 @@ class Compute:
         """Move a batch N x 3 x H x W to the device, in its layout."""
         return images.to(self.device, memory_format=self.layout, non_blocking=True)
 
+    def of_any_number(self, images: Tensor) -> Tensor:
+        """The batch, which a compiled net is to take as one of two images or more, so that it is compiled only once."""
+        if self.compile:
+            torch._dynamo.maybe_mark_dynamic(images, 0)
+        return images
+
     def targets(self, targets: Any) -> Any:
         """Move a tensor, or a named tuple of tensors, to the device."""
         if isinstance(targets, Tensor):

@@ -39,7 +39,7 @@ class Learner:
     def forward(self, images: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
         """Outputs, in float32, and mean loss of a micro-batch."""
         with self.compute.autocast():
-            outputs = self.runner(images)
+            outputs = self.runner(self.compute.of_any_number(images))
         outputs = outputs.float()
         return outputs, self.loss(outputs, targets)
 
@@ -52,7 +52,7 @@ class Learner:
         self.tested.load_state_dict(fresh.state_dict())  # what was compiled stays
 
         def run(images: Tensor) -> Tensor:
-            return self.test_runner(images.to(self.compute.dtype)).float()
+            return self.test_runner(self.compute.of_any_number(images.to(self.compute.dtype))).float()
 
         return self.wrap(run) if self.wrap else run
 

@@ -1,16 +1,18 @@
-"""The net that a checkpoint is of, with the checkpoint's weights: for predictions, exports and torch.hub."""
+"""The net that a checkpoint is of, with the checkpoint's weights: for the tools and torch.hub."""
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import nn
 
 import models
+from utils import checkpoint
 from utils.checkpoint import Checkpoint
 from utils.class_names import DATA_SETS, default_names
 from utils.errors import UserError
-from utils.restore import Identity, module_state, resume
+from utils.restore import Identity, load_for_evaluation, module_state
 
 Builder = Callable[..., nn.Module]
 
@@ -23,19 +25,32 @@ TASKS: dict[str, dict[str, Builder]] = {
 
 
 def load_net(
-    found: Checkpoint, task: str | None = None, arch: str | None = None, **kwargs
+    found: Checkpoint, task: str | None = None, arch: str | None = None, wanted: list[str] | None = None, **kwargs
 ) -> tuple[nn.Module, Identity]:
     """The net of a checkpoint with its weights, and what it is for; `kwargs` go to the net's builder.
 
-    `task` and `arch` are needed only where neither the file nor its tensors tell. UserError that says which of them is
-    missing, or in what the file is of another net.
+    `task` and `arch` are needed only where neither the file nor its tensors tell; `wanted` are the classes that the
+    checkpoint must have. UserError that says which is missing, or in what the file is of another net.
     """
     task, arch = identify(found, task, arch)
     build = TASKS[task][arch]
-    classes = found.classes or default_names(task, count_outputs(found, build))
-    model = build(num_classes=len(classes), **kwargs)
-    resume(model, found)
-    return model, Identity(task, arch, classes)
+    classes = wanted or found.classes or default_names(task, count_outputs(found, build))
+    model, identity = build(num_classes=len(classes), **kwargs), Identity(task, arch, classes)
+    load_for_evaluation(model, found, identity)
+    return model, identity
+
+
+def open_classifier(
+    path: Path, arch: str | None = None, task: str | None = None, wanted: list[str] | None = None
+) -> tuple[nn.Module, Identity]:
+    """The classifier of a file with its weights, in evaluation mode, and what it is for; the rest is as load_net's.
+
+    A file that does not name its task counts as ImageNet's, whose nets are COCO's too.
+    """
+    found = checkpoint.read(path)
+    own = 'coco' if found.task == 'coco' else 'imagenet'
+    model, identity = load_net(found, task or own, arch, wanted)
+    return model.eval(), identity
 
 
 def identify(found: Checkpoint, task: str | None, arch: str | None) -> tuple[str, str]:

@@ -1,0 +1,188 @@
+"""Nets at work, tested or trained: images per second, peak memory, and the share of what a matrix product reaches."""
+
+import multiprocessing
+import statistics
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchvision import models as torchvision_models
+from torchvision.models import segmentation
+
+import models
+from utils.compute import Compute
+from utils.cost import count_macs
+from utils.interleaved import interleaved, rates
+from utils.learner import Learner
+from utils.memory import peak_memory
+
+Build = Callable[[], nn.Module]
+Step = Callable[[], object]
+
+
+class Outputs(nn.Module):
+    """torchvision's segmenter, returning the map alone."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x 3 x H x W -> N x classes x H x W."""
+        return self.net(x)['out']
+
+
+def deeplabv3_resnet50() -> nn.Module:
+    """torchvision's DeepLabv3 with fresh weights, without its auxiliary head."""
+    return Outputs(segmentation.deeplabv3_resnet50(weights_backbone=None, aux_loss=False))
+
+
+NETS: dict[str, Build] = {
+    **models.classifiers,
+    **{f'{name}/segmenter': build for name, build in models.segmenters.items()},
+}
+RIVALS: dict[str, Build] = {
+    'resnext50_32x4d': torchvision_models.resnext50_32x4d,
+    'resnext101_32x8d': torchvision_models.resnext101_32x8d,
+    'densenet201': torchvision_models.densenet201,
+    'deeplabv3_resnet50': deeplabv3_resnet50,
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every net does."""
+
+    device: str
+    train: bool
+    batch_size: int
+    image_size: int
+
+    def operations(self, build: Build) -> int:
+        """Floating-point operations of a net's step: two per multiply-accumulate, in training three times as many."""
+        return 2 * count_macs(build, self.image_size) * self.batch_size * (3 if self.train else 1)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A net and how it is run: the reference's way is contiguous, in float32, with norms on their own."""
+
+    net: str
+    build: Build
+    amp: str = 'off'
+    compiled: bool = False
+    reference: bool = False
+    ours: bool = True
+
+    def __str__(self) -> str:
+        kind = 'reference' if self.reference else self.amp
+        return ', '.join([self.net if self.ours else f"torchvision's {self.net}", kind, *['compiled'] * self.compiled])
+
+    def compute(self, device: str) -> Compute:
+        """Where and how it runs."""
+        return Compute(device, self.amp, channels_last=not self.reference, compile=self.compiled)
+
+
+def ways_of(nets: list[str], rivals: list[str], amps: list[str], compiled: bool) -> list[Way]:
+    """The reference's way and ours for each net; torchvision's nets; each also compiled where asked."""
+    kinds = [(amp, again) for again in (False, True)[: 1 + compiled] for amp in amps]
+    ways = []
+    for net in nets:
+        ways += [Way(net, NETS[net], reference=True), *(Way(net, NETS[net], *kind) for kind in kinds)]
+    return ways + [Way(net, RIVALS[net], *kind, ours=False) for net in rivals for kind in kinds]
+
+
+def measure(ways: list[Way], amps: list[str], work: Work, rounds: int) -> list[dict[str, Any]]:
+    """A row of numbers for each way, and the rate of a large matrix product in each precision, in the same rounds."""
+    memory = [peak_of(way, work) for way in ways]
+    products = {f'matrix product, {amp}': matrix_product(Compute(work.device, amp)) for amp in amps}
+    steps = {str(way): step_of(way, work) for way in ways} | {name: step for name, (step, _) in products.items()}
+    seconds = interleaved(steps, rounds, warm_up=2)
+    reached = {amp: rates(products[name][1], seconds[name])['median'] for name, amp in zip(products, amps, strict=True)}
+    rows = [row(way, peak, seconds, reached, work) for way, peak in zip(ways, memory, strict=True)]
+    return rows + [{'name': f'matrix product, {amp}', 'flops': flops} for amp, flops in reached.items()]
+
+
+def row(
+    way: Way, peak: int, seconds: dict[str, list[float]], reached: dict[str, float], work: Work
+) -> dict[str, float | str]:
+    """The numbers of a way. Where no product in the reference's precision was timed, the first stands for it."""
+    median = statistics.median(seconds[str(way)])
+    base = seconds.get(str(Way(way.net, way.build, reference=True))) if way.ours else None
+    flops = work.operations(way.build) / median
+    return {
+        'name': str(way),
+        **rates(work.batch_size, seconds[str(way)]),
+        'times_reference': statistics.median(base or next(iter(seconds.values()))) / median,
+        'peak_bytes': peak,
+        'flops': flops,
+        'of_matrix_product': flops / reached.get(way.amp, next(iter(reached.values()))),
+    }
+
+
+def step_of(way: Way, work: Work) -> Step:
+    """A step of training; or a test of a batch, as our scripts do it or, of other nets, calling them as they are."""
+    torch.manual_seed(0)
+    compute = way.compute(work.device)
+    model = compute.place(way.build())
+    images = compute.images(torch.randn(work.batch_size, 3, work.image_size, work.image_size))
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9)
+    learner = Learner(model, compute.runner(model, train=True), cross_entropy, compute, optimizer, lambda epoch: 1e-3)
+    return training(learner, images) if work.train else testing(learner, images, fuse=way.ours and not way.reference)
+
+
+def training(learner: Learner, images: Tensor) -> Step:
+    """A training step, the same for every net."""
+    with torch.no_grad():
+        shape = learner.model.eval()(images[:1]).shape
+    learner.model.train()
+    targets = torch.zeros(len(images), *shape[2:], dtype=torch.int64, device=images.device)
+
+    def step() -> None:
+        _, loss = learner.forward(images, targets)
+        learner.backward(loss)
+        learner.update(1e-3)
+        loss.item()
+
+    return step
+
+
+def testing(learner: Learner, images: Tensor, fuse: bool) -> Step:
+    """A test of a batch."""
+    compute, model = learner.compute, learner.model.eval()
+    with torch.inference_mode():
+        runner = learner.tester() if fuse else compute.runner(compute.place_for_test(model), train=False)
+    images = images if fuse else images.to(compute.dtype)
+
+    def step() -> None:
+        with torch.inference_mode():
+            runner(images).flatten()[0].item()
+
+    return step
+
+
+def matrix_product(compute: Compute) -> tuple[Step, float]:
+    """A product of two matrices, and its floating-point operations."""
+    side = 8192 if compute.device.type == 'cuda' else 2048
+    matrix = torch.randn(side, side, device=compute.device, dtype=compute.dtype)
+    return lambda: (matrix @ matrix)[0, 0].item(), 2.0 * side**3
+
+
+def peak_of(way: Way, work: Work) -> int:
+    """Bytes that the net and its steps take, in a process of its own: else one way would be charged with another's."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
+        return process.submit(peak_here, way, work).result()
+
+
+def peak_here(way: Way, work: Work) -> int:
+    """Peak memory of two steps beyond what the process held before."""
+    device = way.compute(work.device).device
+    before = peak_memory(device)
+    step = step_of(way, work)
+    step()
+    step()
+    return peak_memory(device) - before

@@ -1,0 +1,44 @@
+"""How long a run takes from its launch to its first batch, the folder's index made or found."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import matplotlib
+
+from utils.errors import UserError
+from utils.input_speed import draw_pictures, link_pictures
+
+ROOT = Path(__file__).parent.parent
+PICTURES = 48  # different ones, to which the names of a made set are linked
+MOST_VAL = 50  # images of a class for testing, as ImageNet has
+STAGES = 'imports', 'index', 'first batch'  # what tools/first_batch.py tells the end of
+
+
+@contextmanager
+def made_set(classes: int, per_class: int) -> Iterator[tuple[str, dict[str, str]]]:
+    """A folder of so many training images and, for it alone, the environment: nothing is left in the user's cache."""
+    with TemporaryDirectory(prefix='startup-speed-') as scratch:
+        pictures = draw_pictures(Path(scratch), PICTURES)
+        for part, count in ('train', per_class), ('val', min(per_class, MOST_VAL)):
+            link_pictures(pictures, Path(scratch, part), classes, count)
+        # Matplotlib's list of fonts is found where it is.
+        yield scratch, os.environ | {'XDG_CACHE_HOME': scratch, 'MPLCONFIGDIR': matplotlib.get_cachedir()}
+
+
+def launch(folder: str | Path, environment: Mapping[str, str] = os.environ) -> dict[str, float]:
+    """The seconds a new process takes for each stage, by the clock that all processes share, and for all of them."""
+    command = [sys.executable, '-m', 'tools.first_batch', os.path.abspath(folder)]
+    start = time.monotonic()
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if ended.returncode:
+        raise UserError(ended.stderr.strip().removeprefix('error: '))
+    moments = [start, *json.loads(ended.stdout)]
+    seconds = [after - before for before, after in zip(moments[:-1], moments[1:], strict=True)]
+    return dict(zip(STAGES, seconds, strict=True), total=sum(seconds))
