@@ -1,5 +1,7 @@
-"""The most memory that a process has held."""
+"""Memory of a process: what is freed is kept for reuse, and how much it has held at most."""
 
+import ctypes
+import platform
 import resource
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import torch
 
 STATUS = Path('/proc/self/status')
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def peak_memory(device: torch.device) -> int:
@@ -20,3 +23,12 @@ def peak_resident() -> int:
         lines = dict(line.split(':', 1) for line in STATUS.read_text().splitlines())
         return int(lines['VmHWM'].removesuffix('kB')) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc give freed memory to the next tensor instead of back to the system, which it does by default from
+    32 MiB on: then every large feature map is of new pages, each of which the kernel has to clear first."""
+    if platform.libc_ver()[0] == 'glibc':
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
