@@ -6,6 +6,7 @@ a convolution before it can take it in. Outputs are the same up to rounding; net
 
 import copy
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor, other: Tensor | None = None, overwrite: bool = False) -> Tensor:
         """N x in x H x W, to be added N x out x H' x W' -> N x out x H' x W', in place of `other` if `overwrite`."""
-        if x.device.type == 'cpu' and x.dtype in (torch.float32, torch.bfloat16) and not torch.compiler.is_compiling():
+        if x.device.type == 'cpu' and not torch.compiler.is_compiling() and onednn_takes(x.dtype):
             return self._by_onednn(x, other, overwrite)
         padding, stride, dilation, groups = self.geometry
         y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
@@ -52,6 +53,22 @@ class Conv(nn.Module):
         if overwrite:
             return torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *conv, *end)
         return torch.ops.mkldnn._convolution_pointwise.binary(x, other, *conv, *end)
+
+
+@cache
+def onednn_takes(dtype: torch.dtype) -> bool:
+    """Whether this build of PyTorch has oneDNN's convolutions, and this CPU can do them in the dtype.
+
+    In bfloat16 not every CPU can, and F.conv2d has ways that these have not.
+    """
+    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
+        return False
+    pixel = torch.ones(1, 1, 1, 1, dtype=dtype)
+    try:
+        torch.ops.mkldnn._convolution_pointwise(pixel, pixel, None, [0, 0], [1, 1], [1, 1], 1, 'none', [], '')
+    except (AttributeError, RuntimeError):
+        return False
+    return True
 
 
 def folded(conv: nn.Conv2d, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
