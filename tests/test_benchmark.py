@@ -27,7 +27,7 @@ def bench(monkeypatch):
     for name, build in ('tiny', TinyNet), ('tiny/segmenter', TinySegmenter):
         monkeypatch.setitem(benchmark.NETS, name, build)
     monkeypatch.setitem(benchmark.RIVALS, 'rival', TinyNet)
-    monkeypatch.setattr(net_speed, 'peak_of', lambda way, work: 3 * MIB)
+    monkeypatch.setattr(net_speed, 'peak_of', lambda make_step, device, *args: 3 * MIB)
     nets = 'tiny tiny/segmenter --rivals rival'
     return Script(benchmark, '--nets', f'{nets} -b 2 --image-size 32 --rounds 3 --device cpu')
 
@@ -44,6 +44,8 @@ def test_every_way_has_a_row_and_a_share_of_the_matrix_product(bench, tmp_path, 
     ours = [f'{net}, {way}' for net in ('tiny', 'tiny/segmenter') for way in ways]
     rivals = [f"torchvision's rival, {way}" for way in ways[1:]]
     assert list(rows) == [*ours, *rivals, 'matrix product, off', 'matrix product, bf16']
+    assert rows['tiny, bf16']['times_reference'] == pytest.approx(
+        rows['tiny, bf16']['median'] / rows['tiny, reference']['median'])  # fmt: skip
     assert rows['tiny, reference']['times_reference'] == 1
     for name in ours + rivals:
         row, amp = rows[name], 'bf16' if name.endswith('bf16') else 'off'
@@ -56,12 +58,21 @@ def test_every_way_has_a_row_and_a_share_of_the_matrix_product(bench, tmp_path, 
 
 
 def test_compiled_ways_are_those_of_both_sides_but_not_the_references():
-    ways = net_speed.ways_of(['resnext50'], ['densenet201'], ['off'], compiled=True)
+    ways = net_speed.ways_of(['resnext50'], ['densenet201'], ['off'], ['channels-last'], compiled=True)
     assert list(map(str, ways)) == [
         'resnext50, reference', 'resnext50, off', 'resnext50, off, compiled',
         "torchvision's densenet201, off", "torchvision's densenet201, off, compiled"]  # fmt: skip
     assert [way.compute('cpu').compile for way in ways] == [False, False, True, False, True]
     assert ways[0].compute('cpu').layout is torch.contiguous_format
+
+
+def test_layouts_are_ways_of_both_sides():
+    ways = net_speed.ways_of(['resnext50'], ['densenet201'], ['bf16'], ['channels-last', 'contiguous'], compiled=False)
+    assert list(map(str, ways)) == [
+        'resnext50, reference', 'resnext50, bf16', 'resnext50, bf16, contiguous',
+        "torchvision's densenet201, bf16", "torchvision's densenet201, bf16, contiguous"]  # fmt: skip
+    layouts = [way.compute('cpu').layout for way in ways]
+    assert layouts == [torch.contiguous_format, *2 * [torch.channels_last, torch.contiguous_format]]
 
 
 def test_work_is_two_operations_per_multiply_accumulate_and_thrice_that_in_training():
@@ -73,7 +84,8 @@ def test_work_is_two_operations_per_multiply_accumulate_and_thrice_that_in_train
 def test_peak_memory_is_that_of_one_way_alone():
     work = Work('cpu', train=True, batch_size=2, image_size=32)
     ballast = torch.ones(400 * MIB // 4)  # of this process: no way is charged with it
-    light, heavy = (net_speed.peak_of(Way('net', build), work) for build in (TinyNet, Heavy))
+    device = torch.device('cpu')
+    light, heavy = (net_speed.peak_of(net_speed.step_of, device, Way('net', build), work) for build in (TinyNet, Heavy))
     assert ballast.numel() and 200 * MIB <= heavy - light < 250 * MIB
 
 

@@ -7,6 +7,7 @@ import tempfile
 import matplotlib
 import pytest
 
+from data.drawn_photos import draw_pictures, link_pictures
 from tests.conftest import Script
 from tools import benchmark, first_batch
 from utils import input_speed, startup_speed
@@ -39,7 +40,7 @@ def test_loaders_are_measured_by_workers(measure, tmp_path, capsys):
 
 
 def test_epoch_holds_all_images(tmp_path):
-    input_speed.link_pictures(input_speed.draw_pictures(tmp_path, 2), tmp_path / 'train', 8, 5)
+    link_pictures(draw_pictures(tmp_path, 2), tmp_path / 'train', 8, 5)
     assert [run() for run in input_speed.loaders(tmp_path / 'train', 0).values()] == [40, 40, 40]
 
 
@@ -52,11 +53,11 @@ def test_startup_of_a_set_that_is_made(measure, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(benchmark, 'launch', launch)
     measure('--startup', '--classes', 3, '--per-class', 7)
-    first, _, *rows, median = capsys.readouterr().out.splitlines()
+    first, _, _, *rows, median = capsys.readouterr().out.splitlines()
     assert first == '21 training images in 3 classes'
     assert [row.split(' | ')[:2] for row in rows] == [
-        ['| made, if need be', '1.00'], ['| found', '2.00'], ['| found', '3.00']]  # fmt: skip
-    assert median == 'with the index found: 2.50 s (2.00 to 3.00)'
+        ['| first', '1.00'], ['| again', '2.00'], ['| again', '3.00']]  # fmt: skip
+    assert median == 'launched again: 2.50 s (2.00 to 3.00)'
     images, folder, environment = launched[0]
     assert (images, environment['XDG_CACHE_HOME']) == (7, folder)
     assert [row['total'] for row in rows_of(tmp_path)] == [1, 2, 3]
@@ -65,7 +66,7 @@ def test_startup_of_a_set_that_is_made(measure, tmp_path, capsys, monkeypatch):
 def test_first_batch_of_a_named_folder(folder, tmp_path, monkeypatch):
     monkeypatch.setenv('MPLCONFIGDIR', matplotlib.get_cachedir())
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    times = startup_speed.launch(folder)
+    times = startup_speed.launch(folder, os.environ)
     assert times['total'] == pytest.approx(sum(times[stage] for stage in startup_speed.STAGES))
     assert all(0 < times[stage] < times['total'] for stage in startup_speed.STAGES)
 
@@ -78,4 +79,4 @@ def test_first_batch_is_told_in_the_order_of_its_stages(folder, capsys):
 
 def test_what_a_launch_complains_of_is_one_line(tmp_path):
     with pytest.raises(UserError, match='^no folder .*nowhere/train$'):
-        startup_speed.launch(tmp_path / 'nowhere')
+        startup_speed.launch(tmp_path / 'nowhere', os.environ)

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from torchvision import io, transforms
 
+from data.drawn_photos import draw_photo
 from utils.data import Seeded, collate
 from utils.errors import UserError
 from utils.image_folder import RandomCrop, open_folder, open_image, open_pixels, open_train_and_val
-from utils.input_speed import draw_photo
 
 THEIRS = transforms.Compose(
     [transforms.RandomResizedCrop(64), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]

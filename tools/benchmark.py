@@ -9,13 +9,16 @@
 Nets are measured beside the same net run the reference's way (contiguous, float32, norms on their own) and beside
 torchvision's. The ways take turns, so that a machine that slows down for a while slows all of them; medians and ranges
 are printed, the peak of memory of each in a process of its own, and the share of what one large matrix product reaches
-in the same precision. Loaders meet torchvision's usual pipeline on JPEGs of 500 x 375; without workers their rate is
-per second of a core's time. The set that --startup makes has as many names as ImageNet, hard links to a few pictures.
+in the same precision; torchvision's nets are compared with the first net's reference. Loaders meet torchvision's usual
+pipeline on JPEGs of 500 x 375; without workers their rate is per second of a core's time, else per second. The set that
+--startup makes has as many names as ImageNet, hard links to a few pictures.
 """
 
 import json
+import os
 import statistics
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +29,25 @@ from utils.arguments import Parser, natural, positive
 from utils.compute import DTYPES, Compute
 from utils.data import available_cores
 from utils.errors import UserError, exit_cleanly
-from utils.net_speed import NETS, RIVALS, Work, ways_of
+from utils.net_speed import LAYOUTS, NETS, RIVALS, Work, ways_of
+from utils.output import check_writable
 from utils.startup_speed import STAGES, launch, made_set
 
 
 def make_parser() -> Parser:
     parser = Parser(__doc__)
-    add = parser.add_argument
-    add('--rounds', type=positive, default=7, metavar='N', help='measurements of each way')
-    add('--json', type=Path, metavar='FILE', help='write the numbers too')
-    add('--input', action='store_true', help='measure the loaders')
-    add('--startup', nargs='?', const='', metavar='DIR', help='measure the time to the first batch')
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument('--input', action='store_true', help='measure the loaders')
+    what.add_argument('--startup', nargs='?', const='', metavar='DIR', help='measure the time to the first batch')
+    parser.add_argument('--rounds', type=positive, default=7, metavar='N', help='measurements of each way')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the numbers too')
     add_net_arguments(parser)
-    add = parser.add_argument_group('--input and --startup').add_argument
+    add = parser.add_argument_group('--input').add_argument
     add('--workers', type=natural, nargs='+', metavar='N', help='worker counts; default: 0 to the number of cores')
     add('--pictures', type=positive, default=48, metavar='N', help='different pictures')
     add('--images', type=positive, default=512, metavar='N', help='loaded per round: links to the pictures')
-    add('--classes', type=positive, default=1000, metavar='N', help='of the set made for --startup')
+    add = parser.add_argument_group('--startup without DIR').add_argument
+    add('--classes', type=positive, default=1000, metavar='N', help='of the set that is made')
     add('--per-class', type=positive, default=1281, metavar='N', help='its training images per class')
     return parser
 
@@ -55,6 +60,7 @@ def add_net_arguments(parser: Parser) -> None:
         help=f"torchvision's nets beside them: {', '.join(RIVALS)}")  # fmt: skip
     add('--train', action='store_true', help='time training steps, else tests')
     add('--amp', nargs='+', choices=list(DTYPES), default=['off', 'bf16'], help='precisions')
+    add('--layout', nargs='+', choices=LAYOUTS, default=list(LAYOUTS[:1]), help='of feature maps')
     add('--compile', action='store_true', help='also compiled')
     add('-b', '--batch-size', type=positive, default=16, metavar='N', help='images at once')
     add('--image-size', type=positive, default=224, metavar='PIXELS', help='side of an image')
@@ -64,11 +70,11 @@ def add_net_arguments(parser: Parser) -> None:
 def main(args: Namespace) -> None:
     """Measure, print and note."""
     if args.json:
-        note(args.json, {})  # better an error now than after the work
-    others = report_input if args.input else report_nets
-    rows = (others if args.startup is None else report_startup)(args)
+        check_writable(args.json)
+    report = report_startup if args.startup is not None else report_input if args.input else report_nets
+    rows = report(args)
     if args.json:
-        facts = {'args': vars(args), 'device': str(Compute(args.device)), 'cores': available_cores()}
+        facts = {'args': vars(args), 'device': Compute(args.device).name, 'cores': available_cores()}
         note(args.json, {**facts, 'torch': torch.__version__, 'rows': rows})
 
 
@@ -83,8 +89,8 @@ def note(path: Path, results: dict[str, Any]) -> None:
 def report_nets(args: Namespace) -> list[dict[str, Any]]:
     """Measure nets and print them as a table."""
     work = Work(args.device, args.train, args.batch_size, args.image_size)
-    ways = ways_of(args.nets, args.rivals, args.amp, args.compile)
-    rows = net_speed.measure(ways, args.amp, work, args.rounds)
+    ways = ways_of(args.nets, args.rivals, args.amp, args.layout, args.compile)
+    rows = net_speed.measure(ways, work, args.rounds)
     print(f'| {"trained" if args.train else "tested"} | images/s (range) | times the reference | peak MiB |'
           ' GFLOP/s | of a matrix product |\n| --- | ---: | ---: | ---: | ---: | ---: |')  # fmt: skip
     for row in rows:
@@ -119,22 +125,22 @@ def report_input(args: Namespace) -> list[dict[str, Any]]:
 def report_startup(args: Namespace) -> list[dict[str, float]]:
     """Launch runs of the folder that is named, or of one that is made, and print their seconds."""
     if args.startup:
-        return report_launches(args.startup, args.rounds)
+        return report_launches(args.startup, os.environ, args.rounds)
     with made_set(args.classes, args.per_class) as (folder, environment):
         print(f'{args.classes * args.per_class:,} training images in {args.classes:,} classes', flush=True)
-        return report_launches(folder, args.rounds, environment=environment)
+        return report_launches(folder, environment, args.rounds)
 
 
-def report_launches(folder: str, rounds: int, **kwargs) -> list[dict[str, float]]:
-    """A launch that may have to make the index, then some that find it."""
-    print(f'| index | {" | ".join(STAGES)} | seconds in all |\n| --- |{" ---: |" * (len(STAGES) + 1)}')
+def report_launches(folder: str, environment: Mapping[str, str], rounds: int) -> list[dict[str, float]]:
+    """A launch that may have to make the index of a large folder, then some that find it."""
+    print(f'| launched | {" | ".join(STAGES)} | seconds in all |\n| --- |{" ---: |" * (len(STAGES) + 1)}')
     rows = []
     for number in range(rounds + 1):
-        rows.append(launch(folder, **kwargs))
+        rows.append(launch(folder, environment))
         told = ' | '.join(f'{rows[-1][stage]:.2f}' for stage in (*STAGES, 'total'))
-        print(f'| {"found" if number else "made, if need be"} | {told} |', flush=True)
+        print(f'| {"again" if number else "first"} | {told} |', flush=True)
     totals = [row['total'] for row in rows[1:]]
-    print(f'with the index found: {statistics.median(totals):.2f} s ({min(totals):.2f} to {max(totals):.2f})')
+    print(f'launched again: {statistics.median(totals):.2f} s ({min(totals):.2f} to {max(totals):.2f})')
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Load the first batch of a training as classify.py does, and tell when: what `tools.benchmark --startup` launches.
+"""Load the first batch of a training as classify.py does, and tell when: what tools.benchmark --startup launches.
 
     python -m tools.first_batch DIR                  three moments: all imported, index ready, batch of 8 on the device
 """
@@ -28,7 +28,7 @@ def main(args: Namespace) -> None:
     moments = [time.monotonic()]
     train, _ = open_train_and_val(settings.data, settings.image_size)
     moments.append(time.monotonic())
-    batches = TrainBatches(len(train), 8, seed=0)
+    batches = TrainBatches(len(train), 8, seed=0, smallest=1)
     images, _ = next(iter(DeviceLoader(train, batches, Compute(settings.device), settings.workers)))
     images.sum().item()  # waits for a GPU
     print(json.dumps([*moments, time.monotonic()]))

@@ -3,14 +3,13 @@
     python -m tools.training_memory                              all six nets, 1, 2 and 4 images of 513 x 513
     python -m tools.training_memory --nets dla60x --batches 16 --device cuda
 
-Each figure is from a process of its own: on a CPU the peak of its resident memory, less what it needed before the net
-was built; on a GPU the peak of what was allocated there. Where a table has two batches or more, a column says what
-their growth gives for 16. ASPP cannot be trained on a single image: there, batch norms are frozen.
+Each figure is of two steps in a process of its own: on a CPU the peak of its resident memory, less what it needed
+before the net was built; on a GPU the peak of what was allocated there. Where a table has two batches or more, a column
+says what their growth gives for 16. ASPP cannot be trained on a single image: there, batch norms are frozen.
 """
 
-import subprocess
-import sys
 from argparse import Namespace
+from collections.abc import Callable
 
 import torch
 
@@ -20,7 +19,7 @@ from utils.arguments import Parser, positive
 from utils.compute import Compute
 from utils.errors import exit_cleanly
 from utils.learner import Learner
-from utils.memory import peak_memory
+from utils.memory import peak_of
 from utils.segmentation import segmentation_loss
 from utils.voc import CLASSES, Target
 
@@ -35,40 +34,28 @@ def make_parser() -> Parser:
     parser.add_argument('--crop-size', type=positive, default=513, metavar='PIXELS', help='side of the images')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='where the step runs')
     parser.add_argument('--amp', choices=['off', 'bf16', 'fp16'], default='off', help='mixed precision')
-    parser.add_argument('--one', nargs=3, metavar=('ARCH', 'N', 'KIND'), help='print the bytes of a single step')
     return parser
 
 
 def main(args: Namespace) -> None:
     """Print the table, in GiB."""
-    if args.one:
-        arch, batch, kind = args.one
-        print(peak_of_step(arch, int(batch), kind == 'recomputed', args))
-        return
-    batches = sorted(args.batches)
+    batches, device = sorted(args.batches), Compute(args.device).device
     follows = f' {RECIPE} (from the growth) |' * (len(batches) > 1)
     print(f'| net | activations | {" | ".join(map(str, batches))} |{follows}')
     print(f'| --- | --- |{" ---: |" * (len(batches) + bool(follows))}')
     for arch in args.nets:
         for kind in 'kept', 'recomputed':
-            peaks = [peak_in_process(arch, batch, kind, args) / 2**30 for batch in batches]
+            steps = [(arch, batch, kind == 'recomputed', args) for batch in batches]
+            peaks = [peak_of(training, device, *step) / 2**30 for step in steps]
             if follows:
                 growth = (peaks[-1] - peaks[-2]) / (batches[-1] - batches[-2])
                 peaks.append(peaks[-1] + growth * (RECIPE - batches[-1]))
             print(f'| {arch} | {kind} | {" | ".join(f"{peak:.1f}" for peak in peaks)} |', flush=True)
 
 
-def peak_in_process(arch: str, batch: int, kind: str, args: Namespace) -> int:
-    """Bytes that a step takes, measured in a process of its own."""
-    step = ['--one', arch, str(batch), kind, '--crop-size', str(args.crop_size)]
-    command = [sys.executable, '-m', 'tools.training_memory', *step, '--device', args.device, '--amp', args.amp]
-    return int(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
-
-
-def peak_of_step(arch: str, batch: int, recomputed: bool, args: Namespace) -> int:
-    """Bytes that the net and two training steps take: a small one, which makes the momentum, and the real one."""
+def training(arch: str, batch: int, recomputed: bool, args: Namespace) -> Callable[[], None]:
+    """A net's training step."""
     compute = Compute(args.device, args.amp)
-    before = peak_memory(compute.device)
     model = models.build_segmenter(arch, len(CLASSES), checkpoint_activations=recomputed)
     if batch < model.smallest_batch:
         freeze_norms(model)
@@ -76,13 +63,16 @@ def peak_of_step(arch: str, batch: int, recomputed: bool, args: Namespace) -> in
     train_but_frozen_norms(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.007, 0.9)
     learner = Learner(model, model, segmentation_loss, compute, optimizer, lambda epoch: 0.007)
-    for size in 65, args.crop_size:
-        images = compute.images(torch.randn(batch, 3, size, size))
-        labels = torch.randint(0, len(CLASSES), (batch, size, size), dtype=torch.uint8)
-        _, loss = learner.forward(images, compute.targets(Target(labels, torch.arange(batch))))
+    images = compute.images(torch.randn(batch, 3, args.crop_size, args.crop_size))
+    labels = torch.randint(0, len(CLASSES), (batch, args.crop_size, args.crop_size), dtype=torch.uint8)
+    targets = compute.targets(Target(labels, torch.arange(batch)))
+
+    def step() -> None:
+        _, loss = learner.forward(images, targets)
         learner.backward(loss)
         learner.update(0.007)
-    return peak_memory(compute.device) - before
+
+    return step
 
 
 if __name__ == '__main__':

@@ -92,12 +92,16 @@ class Compute:
             return targets.to(self.device, non_blocking=True)
         return type(targets)(*map(self.targets, targets))
 
+    @property
+    def name(self) -> str:
+        """What the device is called."""
+        return torch.cuda.get_device_name() if self.device.type == 'cuda' else self.device.type
+
     def __str__(self) -> str:
-        name = torch.cuda.get_device_name() if self.device.type == 'cuda' else self.device.type
         number = self.devices * world_size()
         count = f'{number} x ' if number > 1 else ''
         layout = 'channels-last' if self.layout is torch.channels_last else 'contiguous'
-        return f'{count}{name}, {str(self.dtype).removeprefix("torch.")}, {layout}' + ', compiled' * self.compile
+        return f'{count}{self.name}, {str(self.dtype).removeprefix("torch.")}, {layout}' + ', compiled' * self.compile
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,10 +1,9 @@
 """Nets at work, tested or trained: images per second, peak memory, and the share of what a matrix product reaches."""
 
-import multiprocessing
 import statistics
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,13 +17,14 @@ from utils.compute import Compute
 from utils.cost import count_macs
 from utils.interleaved import interleaved, rates
 from utils.learner import Learner
-from utils.memory import peak_memory
+from utils.memory import peak_of
 
+LAYOUTS = 'channels-last', 'contiguous'
 Build = Callable[[], nn.Module]
 Step = Callable[[], object]
 
 
-class Outputs(nn.Module):
+class MapOnly(nn.Module):
     """torchvision's segmenter, returning the map alone."""
 
     def __init__(self, net: nn.Module):
@@ -38,7 +38,7 @@ class Outputs(nn.Module):
 
 def deeplabv3_resnet50() -> nn.Module:
     """torchvision's DeepLabv3 with fresh weights, without its auxiliary head."""
-    return Outputs(segmentation.deeplabv3_resnet50(weights_backbone=None, aux_loss=False))
+    return MapOnly(segmentation.deeplabv3_resnet50(weights_backbone=None, aux_loss=False))
 
 
 NETS: dict[str, Build] = {
@@ -74,53 +74,60 @@ class Way:
     net: str
     build: Build
     amp: str = 'off'
+    layout: str = 'channels-last'
     compiled: bool = False
     reference: bool = False
     ours: bool = True
 
     def __str__(self) -> str:
+        """The net, and in what this way differs from the default one."""
         kind = 'reference' if self.reference else self.amp
-        return ', '.join([self.net if self.ours else f"torchvision's {self.net}", kind, *['compiled'] * self.compiled])
+        others = [self.layout] * (self.layout != LAYOUTS[0] and not self.reference) + ['compiled'] * self.compiled
+        return ', '.join([self.net if self.ours else f"torchvision's {self.net}", kind, *others])
 
     def compute(self, device: str) -> Compute:
         """Where and how it runs."""
-        return Compute(device, self.amp, channels_last=not self.reference, compile=self.compiled)
+        return Compute(device, self.amp, channels_last=self.layout == LAYOUTS[0], compile=self.compiled)
 
 
-def ways_of(nets: list[str], rivals: list[str], amps: list[str], compiled: bool) -> list[Way]:
+def ways_of(nets: list[str], rivals: list[str], amps: list[str], layouts: list[str], compiled: bool) -> list[Way]:
     """The reference's way and ours for each net; torchvision's nets; each also compiled where asked."""
-    kinds = [(amp, again) for again in (False, True)[: 1 + compiled] for amp in amps]
-    ways = []
-    for net in nets:
-        ways += [Way(net, NETS[net], reference=True), *(Way(net, NETS[net], *kind) for kind in kinds)]
-    return ways + [Way(net, RIVALS[net], *kind, ours=False) for net in rivals for kind in kinds]
+    kinds = list(product(amps, layouts, (False, True)[: 1 + compiled]))
+    ours = [way for net in nets for way in (reference_way(net), *(Way(net, NETS[net], *kind) for kind in kinds))]
+    return ours + [Way(net, RIVALS[net], *kind, ours=False) for net in rivals for kind in kinds]
 
 
-def measure(ways: list[Way], amps: list[str], work: Work, rounds: int) -> list[dict[str, Any]]:
+def reference_way(net: str) -> Way:
+    """How the reference runs a net."""
+    return Way(net, NETS[net], layout=LAYOUTS[1], reference=True)
+
+
+def measure(ways: list[Way], work: Work, rounds: int) -> list[dict[str, Any]]:
     """A row of numbers for each way, and the rate of a large matrix product in each precision, in the same rounds."""
-    memory = [peak_of(way, work) for way in ways]
+    memory = [peak_of(step_of, way.compute(work.device).device, way, work) for way in ways]
+    amps = dict.fromkeys(way.amp for way in ways)
     products = {f'matrix product, {amp}': matrix_product(Compute(work.device, amp)) for amp in amps}
     steps = {str(way): step_of(way, work) for way in ways} | {name: step for name, (step, _) in products.items()}
     seconds = interleaved(steps, rounds, warm_up=2)
-    reached = {amp: rates(products[name][1], seconds[name])['median'] for name, amp in zip(products, amps, strict=True)}
+    reached = {name: rates(operations, seconds[name])['median'] for name, (_, operations) in products.items()}
     rows = [row(way, peak, seconds, reached, work) for way, peak in zip(ways, memory, strict=True)]
-    return rows + [{'name': f'matrix product, {amp}', 'flops': flops} for amp, flops in reached.items()]
+    return rows + [{'name': name, 'flops': flops} for name, flops in reached.items()]
 
 
 def row(
     way: Way, peak: int, seconds: dict[str, list[float]], reached: dict[str, float], work: Work
 ) -> dict[str, float | str]:
-    """The numbers of a way. Where no product in the reference's precision was timed, the first stands for it."""
+    """The numbers of a way. torchvision's nets are compared with the first net's reference."""
     median = statistics.median(seconds[str(way)])
-    base = seconds.get(str(Way(way.net, way.build, reference=True))) if way.ours else None
+    reference = str(reference_way(way.net)) if way.ours else next(iter(seconds))
     flops = work.operations(way.build) / median
     return {
         'name': str(way),
         **rates(work.batch_size, seconds[str(way)]),
-        'times_reference': statistics.median(base or next(iter(seconds.values()))) / median,
+        'times_reference': statistics.median(seconds[reference]) / median,
         'peak_bytes': peak,
         'flops': flops,
-        'of_matrix_product': flops / reached.get(way.amp, next(iter(reached.values()))),
+        'of_matrix_product': flops / reached[f'matrix product, {way.amp}'],
     }
 
 
@@ -170,19 +177,3 @@ def matrix_product(compute: Compute) -> tuple[Step, float]:
     side = 8192 if compute.device.type == 'cuda' else 2048
     matrix = torch.randn(side, side, device=compute.device, dtype=compute.dtype)
     return lambda: (matrix @ matrix)[0, 0].item(), 2.0 * side**3
-
-
-def peak_of(way: Way, work: Work) -> int:
-    """Bytes that the net and its steps take, in a process of its own: else one way would be charged with another's."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
-        return process.submit(peak_here, way, work).result()
-
-
-def peak_here(way: Way, work: Work) -> int:
-    """Peak memory of two steps beyond what the process held before."""
-    device = way.compute(work.device).device
-    before = peak_memory(device)
-    step = step_of(way, work)
-    step()
-    step()
-    return peak_memory(device) - before

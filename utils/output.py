@@ -44,17 +44,21 @@ def refuse_overwriting(*checkpoints: Path) -> None:
 
 
 def check_results(picture: Path) -> None:
-    """Make the folder for PICTURE.png and PICTURE.json; UserError, better before the work than after it, if that fails
-    or nothing can be written there."""
+    """Make the folder for PICTURE.png and PICTURE.json; UserError if that fails or nothing can be written there."""
+    for path in (picture, picture.with_suffix('.json')):
+        check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder for a file; UserError, better before the work than after it, if the file cannot be written."""
     try:
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=picture.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise UserError(f'cannot write {picture}: {error.strerror}') from error
-    for path in (picture, picture.with_suffix('.json')):
-        if path.is_dir():
-            raise UserError(f'cannot write {path}: it is a folder')
+        raise UserError(f'cannot write {path}: {error.strerror}') from error
+    if path.is_dir():
+        raise UserError(f'cannot write {path}: it is a folder')
 
 
 def write_results(figure: Figure, results: dict[str, Any], picture: Path) -> None:

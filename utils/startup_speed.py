@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 
 import matplotlib
 
+from data.drawn_photos import draw_pictures, link_pictures
 from utils.errors import UserError
-from utils.input_speed import draw_pictures, link_pictures
 
-ROOT = Path(__file__).parent.parent
-PICTURES = 48  # different ones, to which the names of a made set are linked
+ROOT = Path(__file__).resolve().parent.parent
+PICTURES = 48  # which share the names of a made set: a file has at most 65,000 on ext4
 MOST_VAL = 50  # images of a class for testing, as ImageNet has
 STAGES = 'imports', 'index', 'first batch'  # what tools/first_batch.py tells the end of
 
@@ -32,7 +32,7 @@ def made_set(classes: int, per_class: int) -> Iterator[tuple[str, dict[str, str]
         yield scratch, os.environ | {'XDG_CACHE_HOME': scratch, 'MPLCONFIGDIR': matplotlib.get_cachedir()}
 
 
-def launch(folder: str | Path, environment: Mapping[str, str] = os.environ) -> dict[str, float]:
+def launch(folder: str | Path, environment: Mapping[str, str]) -> dict[str, float]:
     """The seconds a new process takes for each stage, by the clock that all processes share, and for all of them."""
     command = [sys.executable, '-m', 'tools.first_batch', os.path.abspath(folder)]
     start = time.monotonic()
