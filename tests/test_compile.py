@@ -22,18 +22,19 @@ def compiled(monkeypatch):
 
 
 def learner_of(build, compile):
-    model, compute = lively(build(num_classes=9)).train(), Compute('cpu', compile=compile)
+    torch.manual_seed(0)
+    model, compute = lively(build(num_classes=9)).double().train(), Compute('cpu', compile=compile)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     return Learner(model, compute.runner(model, train=True), cross_entropy, compute, optimizer, lambda epoch: 0.01)
 
 
 def trained_and_tested(build, size, compile):
-    """Losses of batches of 4, 4, 3 and 2 images, and outputs for 4, 3 and 2."""
+    """Losses of batches of 4, 4, 3 and 2 images, in float64, and outputs for 4, 3 and 2."""
     learner = learner_of(build, compile)
     losses, outputs = [], []
     for number in 4, 4, 3, 2:
         torch.manual_seed(number)
-        images = torch.randn(number, 3, size, size)
+        images = torch.randn(number, 3, size, size, dtype=torch.float64)
         shape = learner.model.eval()(images[:1]).shape
         learner.model.train()
         _, loss = learner.forward(images, torch.zeros(number, *shape[2:], dtype=torch.int64))
@@ -51,11 +52,11 @@ def assert_compiled_twice(build, size, counter):
     assert counter.frame_count == 2
     expected = trained_and_tested(build, size, compile=False)
     assert counter.frame_count == 2
-    torch.testing.assert_close(losses, expected[0], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(outputs, expected[1], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(losses, expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(outputs, expected[1], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', ['resnext', 'dla', 'densenet_elastic', 'deeplab'])
 def test_families_are_compiled_once_for_training_and_once_for_tests(name, compiled):
     assert_compiled_twice(*FAMILIES[name], compiled)
 
