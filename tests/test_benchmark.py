@@ -8,6 +8,7 @@ import torch
 from tests.conftest import Script, TinyNet, TinySegmenter
 from tools import benchmark
 from utils import net_speed
+from utils.apart import Apart
 from utils.cost import count_macs
 from utils.net_speed import Way, Work
 
@@ -22,12 +23,42 @@ class Heavy(TinyNet):
         self.ballast = torch.nn.Parameter(torch.ones(50 * MIB))
 
 
+class Here:
+    """Apart, in this process."""
+
+    def __init__(self, make_step, device, *args):
+        self.step = make_step(*args)
+
+    def __call__(self):
+        self.step()
+
+    def peak(self):
+        return 3 * MIB
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def two_steps_peak(way, work):
+    with Apart(net_speed.step_of, torch.device('cpu'), way, work) as step:
+        step()
+        step()
+        return step.peak()
+
+
+def failing():
+    raise SystemExit(3)
+
+
 @pytest.fixture
 def bench(monkeypatch):
     for name, build in ('tiny', TinyNet), ('tiny/segmenter', TinySegmenter):
         monkeypatch.setitem(benchmark.NETS, name, build)
     monkeypatch.setitem(benchmark.RIVALS, 'rival', TinyNet)
-    monkeypatch.setattr(net_speed, 'peak_of', lambda make_step, device, *args: 3 * MIB)
+    monkeypatch.setattr(net_speed, 'Apart', Here)
     nets = 'tiny tiny/segmenter --rivals rival'
     return Script(benchmark, '--nets', f'{nets} -b 2 --image-size 32 --rounds 3 --device cpu')
 
@@ -84,9 +115,13 @@ def test_work_is_two_operations_per_multiply_accumulate_and_thrice_that_in_train
 def test_peak_memory_is_that_of_one_way_alone():
     work = Work('cpu', train=True, batch_size=2, image_size=32)
     ballast = torch.ones(400 * MIB // 4)  # of this process: no way is charged with it
-    device = torch.device('cpu')
-    light, heavy = (net_speed.peak_of(net_speed.step_of, device, Way('net', build), work) for build in (TinyNet, Heavy))
+    light, heavy = (two_steps_peak(Way('net', build), work) for build in (TinyNet, Heavy))
     assert ballast.numel() and 200 * MIB <= heavy - light < 250 * MIB
+
+
+def test_a_process_that_ends_is_told_of():
+    with Apart(failing, torch.device('cpu')) as step, pytest.raises(ChildProcessError, match='exit code 3'):
+        step()
 
 
 def test_a_file_that_cannot_be_written_is_an_error_before_the_work(bench, tmp_path, capsys, monkeypatch):

@@ -15,11 +15,11 @@ import torch
 
 import models
 from models.norm import freeze_norms, train_but_frozen_norms
+from utils.apart import Apart
 from utils.arguments import Parser, positive
 from utils.compute import Compute
 from utils.errors import exit_cleanly
 from utils.learner import Learner
-from utils.memory import peak_of
 from utils.segmentation import segmentation_loss
 from utils.voc import CLASSES, Target
 
@@ -39,18 +39,25 @@ def make_parser() -> Parser:
 
 def main(args: Namespace) -> None:
     """Print the table, in GiB."""
-    batches, device = sorted(args.batches), Compute(args.device).device
+    batches = sorted(args.batches)
     follows = f' {RECIPE} (from the growth) |' * (len(batches) > 1)
     print(f'| net | activations | {" | ".join(map(str, batches))} |{follows}')
     print(f'| --- | --- |{" ---: |" * (len(batches) + bool(follows))}')
     for arch in args.nets:
         for kind in 'kept', 'recomputed':
-            steps = [(arch, batch, kind == 'recomputed', args) for batch in batches]
-            peaks = [peak_of(training, device, *step) / 2**30 for step in steps]
+            peaks = [peak_of_two(arch, batch, kind == 'recomputed', args) / 2**30 for batch in batches]
             if follows:
                 growth = (peaks[-1] - peaks[-2]) / (batches[-1] - batches[-2])
                 peaks.append(peaks[-1] + growth * (RECIPE - batches[-1]))
             print(f'| {arch} | {kind} | {" | ".join(f"{peak:.1f}" for peak in peaks)} |', flush=True)
+
+
+def peak_of_two(arch: str, batch: int, recomputed: bool, args: Namespace) -> int:
+    """Bytes that a net and two training steps take: the first one makes the momentum."""
+    with Apart(training, Compute(args.device).device, arch, batch, recomputed, args) as step:
+        step()
+        step()
+        return step.peak()
 
 
 def training(arch: str, batch: int, recomputed: bool, args: Namespace) -> Callable[[], None]:

@@ -11,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.distributed import is_distributed, world_size
 from utils.errors import UserError
-from utils.memory import keep_freed_memory
 
 Runner = Callable[[Tensor], Tensor]  # a net as it is called: images N x 3 x H x W -> outputs
 
@@ -36,8 +35,6 @@ class Compute:
         self.device = pick_device(device)
         if self.device == torch.device('cuda') and is_distributed():
             self.device = torch.device('cuda', torch.cuda.current_device())
-        if self.device.type == 'cpu':
-            keep_freed_memory()  # a fifth of the time in float32 (docs/speed.md)
         if amp == 'fp16' and self.device.type == 'cpu':
             raise UserError('--amp fp16 needs a GPU: on CPU use --amp bf16 or --amp off')
         self.dtype = DTYPES[amp]

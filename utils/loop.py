@@ -10,6 +10,7 @@ from utils.data import DeviceLoader
 from utils.distributed import everyones, mean_of_results
 from utils.interrupt import StopRequest
 from utils.learner import Learner
+from utils.memory import keep_freed_memory
 from utils.meters import Clock
 from utils.metrics import Metrics
 from utils.reporting import Reporter
@@ -55,6 +56,7 @@ def evaluate(
 
     Processes that share the samples count together. Where each has them all, the mean of their results is reported.
     """
+    keep_freed_memory(learner.compute.device)
     tester, clock, steps = learner.tester(), Clock(), len(loader)
     for step, (images, targets) in enumerate(reporter.bar(clock.measure(loader), steps, label='Test')):
         if step < loader.batches.common:
@@ -81,6 +83,7 @@ def fit(
     run: Run,
 ) -> None:
     """Train from where the run is to its end, validating after each epoch if at all; if told to stop, save first."""
+    keep_freed_memory(learner.compute.device)
     with run.saved_when_stopped():
         while run.epoch < run.epochs:
             trained = train_epoch(learner, loader, run.resumed_metrics(metrics()), run)

@@ -1,7 +1,11 @@
-"""Nets at work, tested or trained: images per second, peak memory, and the share of what a matrix product reaches."""
+"""Nets at work, tested or trained: images per second, peak memory, and the share of what a matrix product reaches.
+
+Each way to run a net has a process of its own, since memory is managed for a whole process (utils/memory.py).
+"""
 
 import statistics
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -13,15 +17,15 @@ from torchvision import models as torchvision_models
 from torchvision.models import segmentation
 
 import models
+from utils.apart import Apart, Step
 from utils.compute import Compute
 from utils.cost import count_macs
 from utils.interleaved import interleaved, rates
 from utils.learner import Learner
-from utils.memory import peak_of
+from utils.memory import keep_freed_memory
 
 LAYOUTS = 'channels-last', 'contiguous'
 Build = Callable[[], nn.Module]
-Step = Callable[[], object]
 
 
 class MapOnly(nn.Module):
@@ -104,13 +108,15 @@ def reference_way(net: str) -> Way:
 
 def measure(ways: list[Way], work: Work, rounds: int) -> list[dict[str, Any]]:
     """A row of numbers for each way, and the rate of a large matrix product in each precision, in the same rounds."""
-    memory = [peak_of(step_of, way.compute(work.device).device, way, work) for way in ways]
     amps = dict.fromkeys(way.amp for way in ways)
     products = {f'matrix product, {amp}': matrix_product(Compute(work.device, amp)) for amp in amps}
-    steps = {str(way): step_of(way, work) for way in ways} | {name: step for name, (step, _) in products.items()}
-    seconds = interleaved(steps, rounds, warm_up=2)
+    with ExitStack() as stack:
+        own = {way: stack.enter_context(Apart(step_of, way.compute(work.device).device, way, work)) for way in ways}
+        steps = {str(way): step for way, step in own.items()} | {name: step for name, (step, _) in products.items()}
+        seconds = interleaved(steps, rounds, warm_up=2)
+        peaks = {way: step.peak() for way, step in own.items()}
     reached = {name: rates(operations, seconds[name])['median'] for name, (_, operations) in products.items()}
-    rows = [row(way, peak, seconds, reached, work) for way, peak in zip(ways, memory, strict=True)]
+    rows = [row(way, peak, seconds, reached, work) for way, peak in peaks.items()]
     return rows + [{'name': name, 'flops': flops} for name, flops in reached.items()]
 
 
@@ -135,6 +141,8 @@ def step_of(way: Way, work: Work) -> Step:
     """A step of training; or a test of a batch, as our scripts do it or, of other nets, calling them as they are."""
     torch.manual_seed(0)
     compute = way.compute(work.device)
+    if way.ours and not way.reference:
+        keep_freed_memory(compute.device)
     model = compute.place(way.build())
     images = compute.images(torch.randn(work.batch_size, 3, work.image_size, work.image_size))
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9)
