@@ -2,7 +2,7 @@
 
     python -m torch.distributed.run --nproc_per_node=8 docker_classify.py DIR                    one machine
     python -m torch.distributed.run --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d \\
-        --rdzv_endpoint=HOST:29400 docker_classify.py DIR                                        on each of two machines
+        --rdzv_endpoint=HOST:29400 docker_classify.py DIR -g 16                                  on each of two machines
     python -m apex.parallel.multiproc docker_classify.py DIR                                     as in 2019
 
 As classify.py, but --batch-size is that of a process, and the defaults are those of the reference's script. Each

@@ -62,8 +62,14 @@ def test_micro_batches_stand_for_gpus():
     assert micro_batches(256, 8, 8, training=True) == (256, 1)
     assert micro_batches(250, 8, 3, training=False) == (125, 2)
     assert micro_batches(4, 8, 1, training=False) == (1, 8)
-    with pytest.raises(UserError, match='--num-gpus 8 is no multiple of the 3 devices'):
+    with pytest.raises(UserError, match='--num-gpus 8 is no multiple of the 3 devices that are visible'):
         micro_batches(256, 8, 3, training=True)
+
+
+def test_a_job_is_told_of_its_processes(monkeypatch):
+    monkeypatch.setattr('utils.accumulation.is_distributed', lambda: True)
+    with pytest.raises(UserError, match='--num-gpus 8 is no multiple of the 16 processes$'):
+        micro_batches(256, 8, 16, training=True)
 
 
 def test_epoch_holds_every_sample_once_in_a_new_order():

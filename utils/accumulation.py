@@ -1,5 +1,6 @@
 """As if on --num-gpus GPUs: the batch is cut into micro-batches whose gradients are summed before an update."""
 
+from utils.distributed import is_distributed
 from utils.errors import UserError
 
 
@@ -13,7 +14,8 @@ def micro_batches(batch_size: int, num_gpus: int | None, devices: int, training:
     """
     num_gpus = num_gpus or devices
     if training and num_gpus % devices:
-        raise UserError(f'--num-gpus {num_gpus} is no multiple of the {devices} devices that are visible')
+        there = 'processes' if is_distributed() else 'devices that are visible'
+        raise UserError(f'--num-gpus {num_gpus} is no multiple of the {devices} {there}')
     count = max(num_gpus // devices, 1)
     if training and batch_size % count:
         raise UserError(f'--batch-size {batch_size} cannot be cut into {count} equal micro-batches (--num-gpus)')
