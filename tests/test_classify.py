@@ -324,6 +324,7 @@ def test_other_batches_inside_an_epoch(classify, tmp_path, capsys, monkeypatch):
     [
         (['-a', 'resnet'], 'invalid choice'),
         (['-b', '0'], 'invalid positive value'),
+        (['--image-size', '31'], 'invalid at_least_32 value'),
         (['--lr', 'nan'], 'invalid nonnegative value'),
         (['--amp', 'fp8'], 'invalid choice'),
         (['--colour'], 'unrecognized arguments: --colour'),

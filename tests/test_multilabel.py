@@ -313,4 +313,5 @@ def test_sheet_of_predictions(multilabel, coco, tmp_path, capsys):
     few = prediction_sheet.predict(args, data, np.array([0, 4]))
     everything = prediction_sheet.predict(args, data, np.arange(9))
     np.testing.assert_allclose(few, everything[[0, 4]], rtol=1e-5)
+    assert '--image-size: invalid' in sheet.error(capsys, '--image-size', 31)
     assert 'no folder' in Script(prediction_sheet, tmp_path / 'run' / LAST, f'{tmp_path} out.png').error(capsys)

@@ -242,6 +242,7 @@ def test_what_is_wrong_is_told_and_nothing_is_written(save, predict, pictures, t
     assert 'no checkpoint at ' in predict.error(capsys, pictures[0])
     save(TinySegmenter, 21, task='voc', arch='tiny', classes=CLASSES)
     assert 'nothing to do' in predict.error(capsys)
+    assert '--image-size: invalid' in predict.error(capsys, pictures[0], '--image-size', 31)
     assert f'no picture {tmp_path / "no.jpg"}' in predict.error(capsys, tmp_path / 'no.jpg')
     (tmp_path / 'empty').mkdir()
     assert f'no picture in {tmp_path / "empty"}' in predict.error(capsys, tmp_path / 'empty')

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import models
-from utils.arguments import Parser, positive
+from utils.arguments import Parser, at_least_32, positive
 from utils.batches import EvalBatches
 from utils.coco import MultiLabelImages, open_part, squashed
 from utils.compute import Compute
@@ -34,7 +34,7 @@ def make_parser() -> Parser:
     parser.add_argument('data', type=Path, metavar='DIR', help='folder with annotations/ and val2014/')
     parser.add_argument('out', type=Path, metavar='OUT.png', help='picture to write')
     parser.add_argument('--images', type=positive, default=24, metavar='N', help='how many, spread over the set')
-    parser.add_argument('--image-size', type=positive, default=224, metavar='PIXELS', help='as in training')
+    parser.add_argument('--image-size', type=at_least_32, default=224, metavar='PIXELS', help='as in training')
     parser.add_argument('--year', choices=['2014', '2017'], default='2014', help='of the folder and file names')
     parser.add_argument('-a', '--arch', choices=list(models.classifiers), help='where the checkpoint does not say')
     return parser

@@ -69,7 +69,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, architectures: list[st
 def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
     """Input and reporting of the classifying scripts."""
     add = parser.add_argument_group('input and reporting').add_argument
-    add('--image-size', type=positive, default=224, metavar='PIXELS', help='side of the crop')
+    add('--image-size', type=at_least_32, default=224, metavar='PIXELS', help='side of the crop')
     add('-j', '--workers', type=natural, default=16, metavar='N', help="loading; at most the machine's cores")
     add('-p', '--print-freq', type=positive, default=117, metavar='N', help='iterations between two lines')
     add('-e', '--evaluate', action='store_true', help='evaluate on the validation set and exit')
