@@ -66,6 +66,7 @@ def make_task(args: Namespace) -> Task:
         learning_rate=lambda epoch: step_decay(args.lr, epoch, args.decay_epochs),
         train_set=train_set,
         val_set=val_set,
+        image_size=args.image_size,
         train_metrics=TopErrors,
         val_metrics=TopErrors,
     )

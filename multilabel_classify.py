@@ -73,6 +73,7 @@ def make_task(args: Namespace) -> Task:
         learning_rate=lambda epoch: milestones(args.lr, epoch, args.decay_epochs),
         train_set=train_set,
         val_set=val_set,
+        image_size=args.image_size,
         train_metrics=partial(MultiLabelCounts, classes=classes),
         val_metrics=partial(MultiLabelScores, classes=classes),
     )

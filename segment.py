@@ -24,7 +24,7 @@ import models
 from models.deeplab import DeepLab
 from models.norm import freeze_norms
 from utils.arguments import Parser, add_distributed_arguments, add_run_arguments, natural, nonnegative, positive
-from utils.errors import UserError, exit_cleanly
+from utils.errors import exit_cleanly
 from utils.joint_transforms import CentredScene, RandomScene
 from utils.multiscale import MultiScale
 from utils.predictions import Predictions
@@ -90,8 +90,6 @@ def training(args: Namespace) -> Task:
         args.arch, len(CLASSES), checkpoint_activations=not args.no_checkpoint_activations
     )
     smallest = 1 if args.freeze_bn else model.smallest_batch
-    if args.batch_size < smallest:
-        raise UserError(f'--batch-size {args.batch_size}: {args.arch} trains on {smallest} images, or with --freeze-bn')
     if args.freeze_bn:
         freeze_norms(model)
     return make_task(args, model, shared_segmentation_loss, train_set=train_set, smallest_batch=smallest)

@@ -281,6 +281,11 @@ def test_batches_that_cannot_be_cut(classify, capsys):
     assert '--batch-size 9 cannot be cut into 2 equal micro-batches' in classify.error(capsys, '-b', 9)
 
 
+def test_single_images_that_leave_nothing_to_normalise(classify, capsys):
+    told = 'dla60x cannot train on single images of 32 pixels: give a larger --image-size or --batch-size, or a smaller'
+    assert told in classify.error(capsys, '-b', 2, '-a', 'dla60x')
+
+
 def test_fewer_samples_than_a_batch(classify, capsys):
     assert '36 training samples are fewer than one batch' in classify.error(capsys, '-b', 40)
 

@@ -6,7 +6,7 @@ from torch import nn
 
 import models
 from models.resnext import ResNeXt
-from utils.cost import count_macs, count_parameters
+from utils.cost import count_macs, count_parameters, trains_on_one
 
 
 class Small(nn.Module):
@@ -38,6 +38,20 @@ def test_macs_by_hand(size, pixels):
 
 def test_a_builder_costs_what_its_net_does():
     assert count_macs(models.resnext50_elastic, 64) == count_macs(models.resnext50_elastic(), 64)
+
+
+@pytest.mark.parametrize('name', ['resnext50_elastic', 'dla60x', 'densenet201'])
+def test_one_image_is_taken_or_not_as_in_a_real_step(name):
+    net = models.build_classifier(name, 5)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    for size in 32, 64:
+        try:
+            taken = net.train()(torch.zeros(1, 3, size, size)) is not None
+        except ValueError:
+            taken = False
+        net.load_state_dict(before)
+        assert trains_on_one(net, size) == taken == (size == 64)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
 def test_recomputation_is_not_counted():

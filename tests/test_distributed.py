@@ -253,6 +253,15 @@ def test_errors_are_told_once(folder, tmp_path, classify, capsys):
         assert not re.search(r'Traceback.*/utils/', errors, re.S)
 
 
+def test_a_process_with_too_few_images_is_refused(devkit, tmp_path):  # noqa: F811 - the fixture
+    common = f'segment --train --exp x --data {devkit} -a tiny --crop-size 33 --workers 0 --device cpu'.split()
+    command = [*RUN, '--nproc_per_node=2', WORKER, *common, '--batch-size', 2, '--output', tmp_path]
+    with start(command) as process:
+        _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert errors.count('error: --batch-size 2: tiny trains on 2 images per device') == 1
+
+
 @pytest.mark.parametrize('average', [[], ['--average-bn']])
 def test_coco_as_a_job(coco, tmp_path, average):  # noqa: F811 - the fixture
     arguments = ['multilabel_classify', coco, *SMALL, '-b', 8, '--output', tmp_path, *average]

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torchvision import transforms
 
 from tests.conftest import TinyNet
-from utils.accumulation import micro_batches
+from utils.accumulation import micro_batches, smallest_part
 from utils.batches import EvalBatches, TrainBatches
 from utils.compute import Compute
 from utils.data import DeviceLoader, Seeded
@@ -64,6 +64,11 @@ def test_micro_batches_stand_for_gpus():
     assert micro_batches(4, 8, 1, training=False) == (1, 8)
     with pytest.raises(UserError, match='--num-gpus 8 is no multiple of the 3 devices that are visible'):
         micro_batches(256, 8, 3, training=True)
+
+
+@pytest.mark.parametrize('images, devices', [(16, 4), (10, 4), (3, 2), (6, 8), (1, 1), (13, 4)])
+def test_smallest_part_is_that_of_data_parallel(images, devices):
+    assert smallest_part(images, devices) == min(map(len, torch.arange(images).chunk(devices)))
 
 
 def test_a_job_is_told_of_its_processes(monkeypatch):

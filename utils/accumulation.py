@@ -20,3 +20,9 @@ def micro_batches(batch_size: int, num_gpus: int | None, devices: int, training:
     if training and batch_size % count:
         raise UserError(f'--batch-size {batch_size} cannot be cut into {count} equal micro-batches (--num-gpus)')
     return max(batch_size // count, 1), count
+
+
+def smallest_part(images: int, devices: int) -> int:
+    """Of how many images the smallest batch is when DataParallel cuts one for so many devices."""
+    part = -(-images // devices)
+    return images % part or part

@@ -1,4 +1,4 @@
-"""What a net costs: parameters and multiply-accumulates, counted from outside."""
+"""What a net costs, parameters and multiply-accumulates, and what it cannot take, found from outside."""
 
 from collections.abc import Callable
 
@@ -23,9 +23,25 @@ def count_macs(model: nn.Module | Callable[[], nn.Module], size: int | tuple[int
         net = model if isinstance(model, nn.Module) else model()
         # Two images, because BatchNorm in training mode refuses a single value per channel.
         images = torch.empty(2, 3, *((size, size) if isinstance(size, int) else size))
-    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    stand_ins = {name: torch.empty_like(tensor, device='meta') for name, tensor in tensors.items()}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        functional_call(net, stand_ins, (images,))
+        functional_call(net, _stand_ins(net), (images,))
     # A multiply-accumulate is two operations.
     return counter.get_total_flops() // 2 // len(images)
+
+
+def trains_on_one(net: nn.Module, size: int) -> bool:
+    """Whether a net in training mode takes a single 3 x size x size image, as it does not where a batch norm would be
+    left with one value per channel. Nothing is computed."""
+    try:
+        with torch.no_grad():
+            functional_call(net, _stand_ins(net), (torch.empty(1, 3, size, size, device='meta'),))
+    except ValueError as error:
+        if 'Expected more than 1 value per channel' in str(error):
+            return False
+        raise
+    return True
+
+
+def _stand_ins(net: nn.Module) -> dict[str, torch.Tensor]:
+    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    return {name: torch.empty_like(tensor, device='meta') for name, tensor in tensors.items()}

@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 
 from models.norm import statistics
 from utils import checkpoint
-from utils.accumulation import micro_batches
+from utils.accumulation import micro_batches, smallest_part
 from utils.batches import EvalBatches, TrainBatches
 from utils.checkpoint import Checkpoint
 from utils.compute import Compute, Runner
-from utils.cost import count_parameters
+from utils.cost import count_parameters, trains_on_one
 from utils.data import DeviceLoader
 from utils.distributed import average_over_processes, is_distributed, job, rank, together, world_size
 from utils.errors import UserError
@@ -44,7 +44,8 @@ class Task:
     val_metrics: Callable[[torch.device], Metrics] | None = None
     train_set: Dataset | None = None  # None when only evaluating
     val_set: Dataset | None = None  # None when only training
-    smallest_batch: int | None = None  # that an epoch may end with; None: a full one
+    image_size: int | None = None  # of a classifier's training images
+    smallest_batch: int | None = None  # that a segmenter trains on, and an epoch may end with; None: a full one
     val_groups: Sequence[Sequence[int]] | None = None  # samples that can share a batch; None: all can
     wrap: Callable[[Runner], Runner] | None = None  # how the net is called when only evaluating
     reporter: type[Reporter] = Reporter
@@ -89,9 +90,23 @@ def check_training(task: Task, args: Namespace, compute: Compute, micro_batch: i
         return
     if micro_batch % world_size():
         raise UserError(f'{world_size()} processes cannot share micro-batches of {micro_batch} equally (--batch-size)')
+    check_part(task, args, smallest_part(micro_batch // world_size(), compute.devices))
     samples = len(task.train_set)
     if samples < (task.smallest_batch or args.batch_size):
         raise UserError(f'{samples} training samples are fewer than one batch (--batch-size {args.batch_size})')
+
+
+def check_part(task: Task, args: Namespace, images: int) -> None:
+    """UserError if a device gets fewer images at once than the net's batch norms take."""
+    if args.sync_bn and is_distributed():  # normalised together
+        return
+    smallest = task.smallest_batch or 1
+    if images < smallest:
+        told = f'{args.arch} trains on {smallest} images per device, or with --freeze-bn'
+        raise UserError(f'--batch-size {args.batch_size}: {told}')
+    if images == 1 and task.image_size and not trains_on_one(task.model, task.image_size):
+        cure = 'give a larger --image-size or --batch-size, or a smaller --num-gpus'
+        raise UserError(f'{args.arch} cannot train on single images of {task.image_size} pixels: {cure}')
 
 
 def make_validation(
