@@ -281,6 +281,22 @@ def test_batches_that_cannot_be_cut(classify, capsys):
     assert '--batch-size 9 cannot be cut into 2 equal micro-batches' in classify.error(capsys, '-b', 9)
 
 
+def test_disk_that_is_full_when_the_curves_are_drawn(classify, tmp_path, capsys, monkeypatch):
+    classify('--output', tmp_path, '--epochs', 1)
+    before, files = (tmp_path / 'curves.png').read_bytes(), sorted(tmp_path.iterdir())
+    monkeypatch.setattr(Path, 'write_bytes', cut_off)
+    error = classify.error(capsys, '--output', tmp_path, '--auto-resume')
+    assert error == f'error: cannot write {tmp_path}/curves.png: No space left on device'
+    assert sorted(tmp_path.iterdir()) == files
+    assert (tmp_path / 'curves.png').read_bytes() == before
+
+
+def cut_off(path, content):
+    with open(path, 'wb') as file:
+        file.write(content[: len(content) // 2])
+    raise OSError(28, 'No space left on device')
+
+
 def test_single_images_that_leave_nothing_to_normalise(classify, capsys):
     told = 'dla60x cannot train on single images of 32 pixels: give a larger --image-size or --batch-size, or a smaller'
     assert told in classify.error(capsys, '-b', 2, '-a', 'dla60x')

@@ -302,7 +302,7 @@ def test_missing_image_and_truncated_annotations(multilabel, coco, capsys):
     assert f'{path}: not an annotation file of COCO, or a damaged one' in multilabel.error(capsys)
 
 
-def test_sheet_of_predictions(multilabel, coco, tmp_path, capsys):
+def test_sheet_of_predictions(multilabel, coco, tmp_path, capsys, monkeypatch):
     multilabel('--output', tmp_path / 'run', '--epochs', 1)
     sheet = Script(prediction_sheet, tmp_path / 'run' / LAST, f'{coco} {tmp_path}/sheet.png --image-size 32')
     sheet('--images', 7)
@@ -313,5 +313,9 @@ def test_sheet_of_predictions(multilabel, coco, tmp_path, capsys):
     few = prediction_sheet.predict(args, data, np.array([0, 4]))
     everything = prediction_sheet.predict(args, data, np.arange(9))
     np.testing.assert_allclose(few, everything[[0, 4]], rtol=1e-5)
+    (tmp_path / 'folder.png').mkdir()
+    monkeypatch.setattr(prediction_sheet, 'predict', None)  # told before
+    elsewhere = Script(prediction_sheet, tmp_path / 'run' / LAST, f'{coco} {tmp_path}/folder.png')
+    assert elsewhere.error(capsys) == f'error: cannot write {tmp_path}/folder.png: it is a folder'
     assert '--image-size: invalid' in sheet.error(capsys, '--image-size', 31)
     assert 'no folder' in Script(prediction_sheet, tmp_path / 'run' / LAST, f'{tmp_path} out.png').error(capsys)

@@ -197,6 +197,6 @@ def test_picture_and_numbers_are_written_both_or_neither(ruler, tmp_path, capsys
         return write_bytes(path, content)
 
     monkeypatch.setattr(Path, 'write_bytes', on_a_full_disk)
-    with pytest.raises(UserError, match='cannot write .*stress.png: No space left on device'):
+    with pytest.raises(UserError, match=f'cannot write .*{name}: No space left on device'):
         write_results(Figure(), {}, out / 'stress.png')
     assert not list(out.iterdir())

@@ -17,12 +17,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import models
-from utils.arguments import Parser, at_least_32, positive
+from utils.arguments import Parser, at_least_32, png, positive
 from utils.batches import EvalBatches
 from utils.coco import MultiLabelImages, open_part, squashed
 from utils.compute import Compute
 from utils.data import DeviceLoader
 from utils.errors import exit_cleanly
+from utils.output import check_writable, write_figure
 from utils.trained import open_classifier
 
 COLOURS = {'found': 'green', 'missed': 'grey', 'not there': 'red'}
@@ -32,7 +33,7 @@ def make_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT', help='of multilabel_classify.py')
     parser.add_argument('data', type=Path, metavar='DIR', help='folder with annotations/ and val2014/')
-    parser.add_argument('out', type=Path, metavar='OUT.png', help='picture to write')
+    parser.add_argument('out', type=png, metavar='OUT.png', help='picture to write')
     parser.add_argument('--images', type=positive, default=24, metavar='N', help='how many, spread over the set')
     parser.add_argument('--image-size', type=at_least_32, default=224, metavar='PIXELS', help='as in training')
     parser.add_argument('--year', choices=['2014', '2017'], default='2014', help='of the folder and file names')
@@ -42,6 +43,7 @@ def make_parser() -> Parser:
 
 def main(args: Namespace) -> None:
     """Predict and draw."""
+    check_writable(args.out)
     data = open_part(args.data, 'val', args.year, squashed(args.image_size))
     chosen = np.linspace(0, len(data) - 1, min(args.images, len(data))).astype(int)
     probabilities = predict(args, data, chosen)
@@ -70,8 +72,7 @@ def draw_sheet(
         with Image.open(data.folder / str(data.table.files[index])) as image:
             panel.imshow(image.convert('RGB'))
         write_labels(panel, data.table.classes, data.table.present[index].any(0), probability)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=70)
+    write_figure(figure, out, dots_per_inch=70)
 
 
 def write_labels(panel: Axes, classes: list[str], labels: np.ndarray, probability: np.ndarray) -> None:

@@ -66,7 +66,18 @@ def write_results(figure: Figure, results: dict[str, Any], picture: Path) -> Non
     drawn = BytesIO()
     rasterised(figure).save(drawn, format='PNG', optimize=True)
     numbers = json.dumps(results, default=str).encode() + b'\n'
-    contents = {picture.with_suffix('.json'): numbers, picture: drawn.getvalue()}
+    write_files({picture.with_suffix('.json'): numbers, picture: drawn.getvalue()})
+
+
+def write_figure(figure: Figure, picture: Path, dots_per_inch: int) -> None:
+    """Write a figure as PNG, whole or not at all; UserError if that fails."""
+    drawn = BytesIO()
+    figure.savefig(drawn, format='png', dpi=dots_per_inch)
+    write_files({picture: drawn.getvalue()})
+
+
+def write_files(contents: dict[Path, bytes]) -> None:
+    """Write files, all or none, in place of those that are there; UserError if that fails."""
     temporary = {path: path.with_name(f'{path.name}.{os.getpid()}.tmp') for path in contents}
     try:
         for path, content in contents.items():
@@ -74,7 +85,7 @@ def write_results(figure: Figure, results: dict[str, Any], picture: Path) -> Non
         for path in contents:
             os.replace(temporary[path], path)
     except OSError as error:
-        raise UserError(f'cannot write {picture}: {error.strerror}') from error
+        raise UserError(f'cannot write {path}: {error.strerror}') from error
     finally:
         for path in temporary.values():
             with suppress(OSError):

@@ -16,6 +16,7 @@ from utils.distributed import rank
 from utils.errors import UserError
 from utils.meters import Clock
 from utils.metrics import Metrics
+from utils.output import write_figure
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -118,7 +119,7 @@ class Log:
 
 
 def draw_curves(epochs: list[dict[str, Any]], picture: Path, columns: int = 4) -> None:
-    """One panel per number that training or validation reports, over the epochs."""
+    """One panel per number that training or validation reports, over the epochs; UserError if the disk is full."""
     parts = {part: [record for record in epochs if part in record] for part in ('train', 'val')}
     names = [name for part, records in parts.items() if records for name in records[-1][part]]
     quantities = [name for name in dict.fromkeys(names) if _is_curve(name, parts)]
@@ -133,7 +134,7 @@ def draw_curves(epochs: list[dict[str, Any]], picture: Path, columns: int = 4) -
         panel.grid(alpha=0.3)
         if place == 1:
             panel.legend()
-    figure.savefig(picture, dpi=100)
+    write_figure(figure, picture, dots_per_inch=100)
 
 
 def _is_curve(name: str, parts: dict[str, list[dict[str, Any]]]) -> bool:
