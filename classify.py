@@ -32,10 +32,10 @@ from utils.schedules import step_decay
 from utils.task import Task, run
 
 
-def make_parser(description: str = __doc__) -> Parser:
+def make_parser(description: str = __doc__, batch: str = 'samples per update') -> Parser:
     parser = Parser(description)
     parser.add_argument('data', type=Path, metavar='DIR', help='folder with train/ and val/; to evaluate, with val/')
-    add_recipe_arguments(parser, list(models.classifiers))
+    add_recipe_arguments(parser, list(models.classifiers), batch)
     parser.add_argument('--decay-epochs', type=positive, default=30, metavar='N', help='lr is divided by 10 so often')
     add_loop_arguments(parser)
     add_run_arguments(parser)

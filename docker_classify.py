@@ -22,7 +22,7 @@ from utils.task import Task, run
 
 
 def make_parser() -> Parser:
-    parser = classify.make_parser(__doc__)
+    parser = classify.make_parser(__doc__, batch='samples per update of a process, one of --num-gpus')
     add = parser.add_argument_group('as in the reference').add_argument
     add('--fp16', action='store_true', help='the same as --amp fp16')
     add('--static-loss-scale', type=nonnegative, metavar='X', help='of fp16; default: as large as it can be')
@@ -32,14 +32,13 @@ def make_parser() -> Parser:
 
 def main(args: Namespace) -> None:
     """Train, or with --evaluate only test, as the arguments say."""
-    together = {'batch_size': args.batch_size * args.num_gpus, 'amp': 'fp16' if args.fp16 else args.amp}
-    run(make_task, Namespace(**{**vars(args), **together}))
+    run(make_task, Namespace(**{**vars(args), 'amp': 'fp16' if args.fp16 else args.amp}))
 
 
 def make_task(args: Namespace) -> Task:
     """classify.py's, under the names of the reference's script."""
     files = Files('checkpoint.pth.tar', Best('model_best.pth.tar', metric='err1', key='best_err1'))
-    return replace(classify.make_task(args), files=files, reporter=SpeedReporter)
+    return replace(classify.make_task(args), files=files, reporter=SpeedReporter, batch_per_gpu=True)
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import classify as script
+import docker_classify
 from tests.conftest import Script, stop_at, write_folder
 from utils import checkpoint, output
 from utils.interrupt import Stopped
@@ -107,6 +108,17 @@ def test_few_classes_have_no_top_five_error(tmp_path, tiny, capsys):
     folder = write_folder(tmp_path / 'two', classes=('yes', 'no'), train=8)
     Script(script, folder, '-a tiny -b 8 -g 2 --epochs 1 --image-size 32 -j 0 --device cpu')('--output', tmp_path)
     assert capsys.readouterr().out.splitlines()[-1].endswith('Err@5 0.000')
+
+
+def test_docker_classify_keeps_the_batch_of_a_process_as_given(classify, folder, tmp_path, capsys):
+    docker = Script(docker_classify, folder, ' '.join([*classify.shared[1:], '-b', '4']))
+    docker('--output', tmp_path / 'docker')
+    assert '2 x 4 per update' in capsys.readouterr().out
+    assert epochs(tmp_path / 'docker')[0]['args']['batch_size'] == 4
+    classify('--output', tmp_path / 'whole')
+    assert_same(content(tmp_path / 'docker', 'checkpoint.pth.tar'), content(tmp_path / 'whole'))
+    assert 'fewer than one batch (--batch-size 20 on --num-gpus 2)' in docker.error(capsys, '-b', 20)
+    assert 'samples per update of a process, one of --num-gpus' in docker_classify.make_parser().format_help()
 
 
 # Stopping and resuming

@@ -52,14 +52,16 @@ def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(static_loss_scale=None)
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser, architectures: list[str]) -> None:
-    """Net and optimisation, under the names and with the ImageNet defaults of the reference."""
+def add_recipe_arguments(
+    parser: argparse.ArgumentParser, architectures: list[str], batch: str = 'samples per update'
+) -> None:
+    """Net and optimisation, under the names and with the ImageNet defaults of the reference; `batch` is --help's."""
     add = parser.add_argument_group('recipe').add_argument
     add('-a', '--arch', choices=architectures, default='resnext50_elastic', metavar='ARCH',
         help=', '.join(architectures))  # fmt: skip
     add('--epochs', type=natural, default=120, metavar='N', help='epochs in all')
     add('--start-epoch', type=natural, default=0, metavar='N', help="number of the first; a resumed one's own wins")
-    add('-b', '--batch-size', type=positive, default=256, metavar='N', help='samples per update')
+    add('-b', '--batch-size', type=positive, default=256, metavar='N', help=batch)
     add('-g', '--num-gpus', type=positive, default=8, metavar='N', help='as if on so many GPUs, on any number')
     add('--lr', '--learning-rate', type=nonnegative, default=0.1, metavar='X', help='initial learning rate')
     add('--momentum', type=nonnegative, default=0.9, metavar='X', help='of SGD')

@@ -45,6 +45,7 @@ class Task:
     train_set: Dataset | None = None  # None when only evaluating
     val_set: Dataset | None = None  # None when only training
     image_size: int | None = None  # of a classifier's training images
+    batch_per_gpu: bool = False  # whether --batch-size is that of one of --num-gpus
     smallest_batch: int | None = None  # that a segmenter trains on, and an epoch may end with; None: a full one
     val_groups: Sequence[Sequence[int]] | None = None  # samples that can share a batch; None: all can
     wrap: Callable[[Runner], Runner] | None = None  # how the net is called when only evaluating
@@ -66,8 +67,9 @@ def carry_out(task: Task, args: Namespace) -> None:
     with together():
         compute = Compute(args.device, args.amp, not args.no_channels_last, args.compile, args.static_loss_scale)
         devices = compute.devices * world_size()
-        micro_batch, accumulate = micro_batches(args.batch_size, args.num_gpus, devices, not args.evaluate)
-        check_training(task, args, compute, micro_batch)
+        batch_size = args.batch_size * (args.num_gpus if task.batch_per_gpu else 1)
+        micro_batch, accumulate = micro_batches(batch_size, args.num_gpus, devices, not args.evaluate)
+        check_training(task, args, compute, micro_batch, batch_size)
         found = find_checkpoint(args, task.files)
     learner = make_learner(task, args, compute, accumulate)
     reporter = task.reporter(args.print_freq, micro_batch)
@@ -82,7 +84,7 @@ def carry_out(task: Task, args: Namespace) -> None:
             train(task, args, learner, micro_batch, found, validate, reporter, stop)
 
 
-def check_training(task: Task, args: Namespace, compute: Compute, micro_batch: int) -> None:
+def check_training(task: Task, args: Namespace, compute: Compute, micro_batch: int, batch_size: int) -> None:
     """UserError for what cannot be trained."""
     if args.sync_bn and compute.device.type != 'cuda':
         raise UserError('--sync-bn needs GPUs: torch has it for nothing else; --average-bn works everywhere')
@@ -92,8 +94,9 @@ def check_training(task: Task, args: Namespace, compute: Compute, micro_batch: i
         raise UserError(f'{world_size()} processes cannot share micro-batches of {micro_batch} equally (--batch-size)')
     check_part(task, args, smallest_part(micro_batch // world_size(), compute.devices))
     samples = len(task.train_set)
-    if samples < (task.smallest_batch or args.batch_size):
-        raise UserError(f'{samples} training samples are fewer than one batch (--batch-size {args.batch_size})')
+    if samples < (task.smallest_batch or batch_size):
+        flags = f'--batch-size {args.batch_size}' + f' on --num-gpus {args.num_gpus}' * task.batch_per_gpu
+        raise UserError(f'{samples} training samples are fewer than one batch ({flags})')
 
 
 def check_part(task: Task, args: Namespace, images: int) -> None:
