@@ -14,7 +14,7 @@ from argparse import Namespace
 from dataclasses import replace
 
 import classify
-from utils.arguments import Parser, nonnegative
+from utils.arguments import Parser, above_zero
 from utils.errors import exit_cleanly
 from utils.reporting import SpeedReporter
 from utils.run import Best, Files
@@ -25,7 +25,7 @@ def make_parser() -> Parser:
     parser = classify.make_parser(__doc__, batch='samples per update of a process, one of --num-gpus')
     add = parser.add_argument_group('as in the reference').add_argument
     add('--fp16', action='store_true', help='the same as --amp fp16')
-    add('--static-loss-scale', type=nonnegative, metavar='X', help='of fp16; default: as large as it can be')
+    add('--static-loss-scale', type=above_zero, metavar='X', help='of fp16; default: as large as it can be')
     parser.set_defaults(batch_size=32, workers=8)
     return parser
 

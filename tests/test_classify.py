@@ -117,6 +117,8 @@ def test_docker_classify_keeps_the_batch_of_a_process_as_given(classify, folder,
     assert epochs(tmp_path / 'docker')[0]['args']['batch_size'] == 4
     classify('--output', tmp_path / 'whole')
     assert_same(content(tmp_path / 'docker', 'checkpoint.pth.tar'), content(tmp_path / 'whole'))
+    for scale in 0, -1, 'nan':
+        assert 'invalid above_zero value' in docker.error(capsys, '--static-loss-scale', scale)
     assert 'fewer than one batch (--batch-size 20 on --num-gpus 2)' in docker.error(capsys, '-b', 20)
     assert 'samples per update of a process, one of --num-gpus' in docker_classify.make_parser().format_help()
 

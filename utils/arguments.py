@@ -119,6 +119,11 @@ def nonnegative(text: str) -> float:
     return _at_least(0, float(text))
 
 
+def above_zero(text: str) -> float:
+    """A finite number above 0."""
+    return _at_least(math.ulp(0.0), float(text))
+
+
 def _at_least(least, value):
     if not (math.isfinite(value) and value >= least):
         raise ValueError(value)
