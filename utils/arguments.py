@@ -37,10 +37,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add('--resume', type=Path, metavar='PATH', help='checkpoint to go on from, evaluate or transfer')
     add('--auto-resume', action='store_true', help="go on from the run's own last checkpoint, if there is one")
     add('--save-steps', type=natural, default=0, metavar='N', help='save every N updates too; 0: at epochs only')
+    parser.set_defaults(static_loss_scale=None)
 
 
 def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
-    """One process per device: launched by torch.distributed.run these are known, and only the last two matter."""
+    """One process per device. Under torch.distributed.run --world-size and --rank are the launcher's."""
     add = parser.add_argument_group('one process per GPU').add_argument
     add('--world-size', '--world_size', type=positive, default=1, metavar='N', help='number of processes')
     add('--rank', type=natural, metavar='N', help='number of this process, from 0')
@@ -49,7 +50,6 @@ def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
     add('--dist-timeout', type=positive, default=600, metavar='SECONDS', help='after which a silent process is lost')
     add('--average-bn', action='store_true', help='average running statistics over processes before each test')
     add('--sync-bn', action='store_true', help='normalise over the batches of all processes; GPUs only')
-    parser.set_defaults(static_loss_scale=None)
 
 
 def add_recipe_arguments(
