@@ -21,7 +21,7 @@ from tests.test_voc import scene
 from tools import predict as script
 from utils import checkpoint
 from utils.checkpoint import Checkpoint
-from utils.class_names import default_names
+from utils.class_names import default_names, readable_names
 from utils.data import MEAN, STD
 from utils.errors import UserError
 from utils.trained import identify, load_net
@@ -181,6 +181,19 @@ def test_classes_without_names():
     assert (len(coco), len(set(coco)), coco[0], coco[11], coco[79]) == (80, 80, 'person', 'stop sign', 'toothbrush')
     assert default_names('voc', 21) == CLASSES
     assert default_names('imagenet', 80) == [f'class {place}' for place in range(80)]
+
+
+def test_folders_of_imagenet_are_shown_by_their_names(save, predict, pictures, capsys):
+    folders = [f'n{10_000_000 + 7 * place}' for place in range(1000)]
+    names = default_names('imagenet', 1000)
+    save(TinyNet, 1000, task='imagenet', arch='tiny', classes=folders)
+    predict(pictures[0])
+    _, [(_, rows)] = blocks(capsys.readouterr().out)
+    assert {name for _, name in rows} <= set(names)
+    assert readable_names('imagenet', folders) == names
+    for others in (folders[::-1], folders[:-1], ['x', *folders[1:]]):
+        assert readable_names('imagenet', others) == others
+    assert readable_names('coco', folders[:80]) == folders[:80]
 
 
 def said_nothing(build, number, **said):

@@ -7,8 +7,8 @@
     python tools/predict.py CHECKPOINT --export net.pt2              for torch.export.load, and net.onnx
 
 Checkpoints of the scripts here say their task and net; for those of 2019 --task and --arch do, where their tensors do
-not tell. Classes are the checkpoint's own, or by their number those of ImageNet or COCO. Exported nets take normalised
-images N x 3 x SIZE x SIZE, of any N and of the size of --image-size.
+not tell. Classes are the checkpoint's own, or by their number those of ImageNet or COCO; ImageNet's folders get their
+names. Exported nets take normalised images N x 3 x SIZE x SIZE, of any N and of the size of --image-size.
 """
 
 import sys
@@ -32,6 +32,7 @@ from data.staging import staged_files
 from utils import checkpoint
 from utils.arguments import Parser, at_least_32, positive
 from utils.batches import EvalBatches
+from utils.class_names import readable_names
 from utils.coco import squashed
 from utils.compute import Compute
 from utils.data import DeviceLoader
@@ -95,7 +96,7 @@ def main(args: Namespace) -> None:
         print_export(model, args.export, args.image_size)
     if paths:
         show = {'imagenet': show_top, 'coco': show_labels, 'voc': show_overlays}[identity.task]
-        show(args, model, identity.classes, paths)
+        show(args, model, readable_names(identity.task, identity.classes), paths)
 
 
 def list_pictures(places: Sequence[Path]) -> list[Path]:

@@ -1,4 +1,6 @@
-"""What the classes of the three data sets are called, for checkpoints that name none."""
+"""What the classes of the three data sets are called, for checkpoints that name none, or by their folders only."""
+
+import re
 
 from torchvision.models import ResNet50_Weights
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
@@ -19,3 +21,10 @@ def default_names(task: str, number: int) -> list[str]:
     """The names of the task's data set if it has so many classes, else their numbers."""
     names = DATA_SETS[task]
     return names if len(names) == number else [f'class {place}' for place in range(number)]
+
+
+def readable_names(task: str, classes: list[str]) -> list[str]:
+    """ImageNet's names for its 1000 folders, n01440764 and so on, in their order; other classes as they are."""
+    names = DATA_SETS[task]
+    folders = len(classes) == len(names) and all(re.fullmatch(r'n\d{8}', name) for name in classes)
+    return names if task == 'imagenet' and folders and classes == sorted(classes) else classes
