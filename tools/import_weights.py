@@ -19,10 +19,14 @@ base net has one of the same shapes at the same stage and position; the others s
 """
 
 import re
+import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+if not __package__:  # run as a file: the packages are in the folder above
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from torch import Tensor, nn

@@ -18,6 +18,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a file: the packages are in the folder above
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 import torch
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD

@@ -3,6 +3,12 @@
 python -m tools.model_table
 """
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: the packages are in the folder above
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 import torch
 
 import models

@@ -1,10 +1,10 @@
 """Shows what a checkpoint's net sees in pictures, and exports it.
 
-    python tools/predict.py CHECKPOINT IMAGE...                      ImageNet: the five most probable classes
+    python -m tools.predict CHECKPOINT IMAGE...                      ImageNet: the five most probable classes
                                                                      COCO: the labels with their probabilities
                                                                      VOC: NAME_overlay.jpg, image | prediction
-    python tools/predict.py CHECKPOINT FOLDER --output overlays      all pictures below a folder
-    python tools/predict.py CHECKPOINT --export net.pt2              for torch.export.load, and net.onnx
+    python -m tools.predict CHECKPOINT FOLDER --output overlays      all pictures below a folder
+    python -m tools.predict CHECKPOINT --export net.pt2              for torch.export.load, and net.onnx
 
 Checkpoints of the scripts here say their task and net; for those of 2019 --task and --arch do, where their tensors do
 not tell. Classes are the checkpoint's own, or by their number those of ImageNet or COCO; ImageNet's folders get their

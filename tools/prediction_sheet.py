@@ -7,8 +7,12 @@ Below each image stand its labels: found in green, missed in grey, and what is n
 that the net gives them.
 """
 
+import sys
 from argparse import Namespace
 from pathlib import Path
+
+if not __package__:  # run as a file: the packages are in the folder above
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 import torch

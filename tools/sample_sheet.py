@@ -7,8 +7,12 @@ The small pictures are cells of the scenes at one magnification: an object looks
 """
 
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
+
+if not __package__:  # run as a file: the packages are in the folder above
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 from matplotlib.axes import Axes

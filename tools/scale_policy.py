@@ -9,9 +9,13 @@ of our own (utils/scale_policy.py), the paper gives none. The picture goes to --
 beside it.
 """
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run as a file: the packages are in the folder above
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from torch import Tensor

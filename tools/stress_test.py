@@ -11,8 +11,12 @@ Err@1 goes to stdout, a plot to --out and all numbers into a JSON file beside it
 
 import math
 import os
+import sys
 from argparse import Namespace
 from pathlib import Path
+
+if not __package__:  # run as a file: the packages are in the folder above
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from matplotlib.axes import Axes

@@ -8,8 +8,13 @@ before the net was built; on a GPU the peak of what was allocated there. Where a
 says what their growth gives for 16. ASPP cannot be trained on a single image: there, batch norms are frozen.
 """
 
+import sys
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
+
+if not __package__:  # run as a file: the packages are in the folder above
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 
