@@ -6,7 +6,6 @@
 from pathlib import Path
 
 import numpy as np
-from scipy.io import savemat
 
 MAT_FILE = Path(__file__).resolve().parent / 'pascal_seg_colormap.mat'
 
@@ -25,6 +24,8 @@ def voc_palette() -> np.ndarray:
 
 def write_mat(path: Path) -> None:
     """The palette as `colormap`, 256 x 3 doubles in 0..1, in the format of the reference's file."""
+    from scipy.io import savemat  # here, because what only needs the colours shall start without SciPy
+
     savemat(path, {'colormap': voc_palette() / 255})
 
 

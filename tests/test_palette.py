@@ -1,5 +1,8 @@
 """VOC's palette: known colours, and the committed file."""
 
+import subprocess
+import sys
+
 import numpy as np
 from scipy.io import loadmat
 
@@ -12,6 +15,13 @@ def test_known_colours():
     assert {label: tuple(palette[label].tolist()) for label in known} == known
     assert tuple(palette[255]) == (224, 224, 192)
     assert len(np.unique(palette, axis=0)) == 256
+
+
+def test_colours_need_no_scipy():
+    code = 'import sys; sys.path[0] = sys.argv[1]; import data.palette; print("scipy" in sys.modules)'
+    root = MAT_FILE.parent.parent
+    ended = subprocess.run([sys.executable, '-c', code, root], capture_output=True, text=True, check=True, timeout=100)
+    assert ended.stdout == 'False\n'
 
 
 def test_committed_file_is_the_palette(tmp_path):
