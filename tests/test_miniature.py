@@ -213,6 +213,14 @@ def test_runs_are_noted_and_not_repeated(quick, tmp_path, capsys, monkeypatch):
     assert 'another recipe' in quick.error(capsys, '--seeds', '0')
 
 
+def test_a_table_that_cannot_be_written(quick, tmp_path, capsys):
+    table = tmp_path / 'out' / 'miniature.md'
+    table.mkdir(parents=True)
+    assert quick.error(capsys, '--seeds', '0') == f'error: cannot write {table}: it is a folder'
+    with pytest.raises(UserError, match=f'cannot write {table}: '):
+        miniature.report(THREE, QUICK, miniature.Compute('cpu'), table.with_suffix('.png'))
+
+
 def test_a_run_that_was_cut_off_goes_on(quick, tmp_path, monkeypatch, capsys):
     """Cut off at the test, it does not train again, and comes to what a run in one piece comes to."""
     quick('--seeds', '3')

@@ -34,7 +34,7 @@ from data.scenes import CLASS_NAMES
 from data.staging import staged_files
 from models.resnext import ResNeXt
 from utils import checkpoint
-from utils.arguments import Parser, natural
+from utils.arguments import Parser, add_device_argument, natural
 from utils.batches import EvalBatches, TrainBatches
 from utils.comparison import draw, table
 from utils.compute import Compute
@@ -44,7 +44,7 @@ from utils.errors import UserError, exit_cleanly
 from utils.interrupt import StopRequest
 from utils.learner import Learner
 from utils.loop import evaluate, fit
-from utils.output import check_results, lock, write_results
+from utils.output import check_results, check_writable, lock, write_files, write_results
 from utils.reporting import ToolReporter
 from utils.restore import Identity
 from utils.run import Files, Run
@@ -85,7 +85,7 @@ def make_parser() -> Parser:
     add('--seeds', type=seeds, default='0,1,2', metavar='N,N,...', help='of initial values, order and flips')
     add('--source', type=Path, default=SOURCE, metavar='DIR', help="folder of Fashion-MNIST's four .gz files")
     add('--output', type=Path, default=Path('runs/miniature'), metavar='DIR', help='for pictures, runs and results')
-    add('--device', choices=['auto', 'cuda', 'mps', 'cpu'], default='auto', help='auto: the first of them there is')
+    add_device_argument(add)
     return parser
 
 
@@ -93,11 +93,12 @@ def main(args: Namespace) -> None:
     """Do the runs that are missing, the nets in turn for each seed; print, draw and note what came out."""
     picture, recipe, compute = args.output / 'miniature.png', RECIPE, Compute(args.device)
     check_results(picture)
+    check_writable(picture.with_suffix('.md'))
     with lock(args.output), StopRequest() as stop:
         keep_recipe(args.output / 'recipe.json', recipe)
-        bench = Bench(args.output, recipe, compute, stop)
+        runs = Runs(args.output, recipe, compute, stop)
         results = [
-            bench.result(data, net, seed, *pictures)
+            runs.result(data, net, seed, *pictures)
             for data, pictures in open_data(args, recipe).items()
             for seed in args.seeds
             for net in DEPTHS
@@ -125,7 +126,7 @@ def open_data(args: Namespace, recipe: Recipe) -> dict[str, tuple[ScaledObjects,
 
 
 @dataclass(frozen=True)
-class Bench:
+class Runs:
     """Where the runs are kept and what they share."""
 
     output: Path
@@ -197,7 +198,7 @@ def report(results: list[dict[str, Any]], recipe: Recipe, compute: Compute, pict
     cost = {data: costs(classes) for data, classes in CLASSES.items()}
     lines = table(results, cost)
     print(lines)
-    picture.with_suffix('.md').write_text(lines + '\n')
+    write_files({picture.with_suffix('.md'): f'{lines}\n'.encode()})
     noted = {'recipe': asdict(recipe), 'depths': DEPTHS, 'costs': cost, 'device': str(compute)}
     noted |= {'threads': torch.get_num_threads(), 'torch': torch.__version__, 'results': results}
     write_results(draw(results), noted, picture)

@@ -30,7 +30,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 import models
 from data.staging import staged_files
 from utils import checkpoint
-from utils.arguments import Parser, at_least_32, positive
+from utils.arguments import Parser, add_device_argument, at_least_32, positive
 from utils.batches import EvalBatches
 from utils.class_names import readable_names
 from utils.coco import squashed
@@ -78,7 +78,7 @@ def make_parser() -> Parser:
     add('-a', '--arch', choices=list(nets), metavar='ARCH', help=f'the same; {", ".join(nets)}')
     add('--image-size', type=at_least_32, metavar='PIXELS', help='as in training; default: 224, for VOC 513')
     add('-b', '--batch-size', type=positive, default=8, metavar='N', help='pictures at a time')
-    add('--device', choices=['auto', 'cuda', 'mps', 'cpu'], default='auto', help='auto: the first of them there is')
+    add_device_argument(add)
     add('--output', type=Path, default=Path(), metavar='DIR', help='for the overlays')
     add('--export', type=Path, metavar='FILE.pt2', help='write the net as a program, and as ONNX where that is there')
     return parser

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,7 +29,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Where a run computes, what it writes and how it goes on: the same on every script."""
     add = parser.add_argument_group('run').add_argument
-    add('--device', choices=['auto', 'cuda', 'mps', 'cpu'], default='auto', help='auto: the first of them there is')
+    add_device_argument(add)
     add('--amp', choices=list(DTYPES), default='off', help='mixed precision')
     add('--no-channels-last', action='store_true', help='contiguous feature maps, slower')
     add('--compile', action='store_true', help='torch.compile the net')
@@ -83,6 +84,11 @@ def add_test_arguments(parser: argparse.ArgumentParser) -> None:
     add('--image-size', type=at_least_32, default=224, metavar='PIXELS', help='side of the crop, as in training')
     add('-b', '--batch-size', type=positive, default=32, metavar='N', help='images at once')
     add('-j', '--workers', type=natural, default=0, metavar='N', help='loading processes')
+    add_device_argument(add)
+
+
+def add_device_argument(add: Callable[..., argparse.Action]) -> None:
+    """Where nets run; `add` is the add_argument of a parser or of a group of it."""
     add('--device', choices=['auto', 'cuda', 'mps', 'cpu'], default='auto', help='auto: the first of them there is')
 
 

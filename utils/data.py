@@ -43,10 +43,9 @@ class DeviceLoader:
 
     def __init__(self, dataset: Dataset, batches: TrainBatches | EvalBatches, compute: Compute, workers: int):
         self.batches, self.compute = batches, compute
-        self.samples = Seeded(dataset, batches.seed)
         workers = min(workers, available_cores())
         self.loader = DataLoader(
-            self.samples,
+            Seeded(dataset, batches.seed),
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=collate,
