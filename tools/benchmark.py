@@ -17,10 +17,14 @@ pipeline on JPEGs of 500 x 375; without workers their rate is per second of a co
 import json
 import os
 import statistics
+import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run as a file: the packages are in the folder above
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 

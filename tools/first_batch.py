@@ -4,8 +4,13 @@
 """
 
 import json
+import sys
 import time
 from argparse import Namespace
+from pathlib import Path
+
+if not __package__:  # run as a file: the packages are in the folder above
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import classify
 from utils.arguments import Parser
