@@ -12,7 +12,7 @@ from utils import checkpoint
 from utils.checkpoint import Checkpoint
 from utils.class_names import DATA_SETS, default_names
 from utils.errors import UserError
-from utils.restore import Identity, load_for_evaluation, module_state
+from utils.restore import Identity, load_for_evaluation, module_state, resume
 
 Builder = Callable[..., nn.Module]
 
@@ -36,7 +36,10 @@ def load_net(
     build = TASKS[task][arch]
     classes = wanted or found.classes or default_names(task, count_outputs(found, build))
     model, identity = build(num_classes=len(classes), **kwargs), Identity(task, arch, classes)
-    load_for_evaluation(model, found, identity)
+    if wanted:
+        load_for_evaluation(model, found, identity)
+    else:
+        resume(model, found)
     return model, identity
 
 
