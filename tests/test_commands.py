@@ -83,12 +83,11 @@ def test_help_and_a_first_mistake(arguments):
     assert '--save-steps N' in out if arguments == ['--help'] else 'no folder nowhere/val' in errors
 
 
-TOOLS = sorted((ROOT / 'tools').glob('[!_]*.py'))
-
-
-@pytest.mark.parametrize('tool', TOOLS, ids=lambda path: path.stem)
-def test_tool_runs_as_a_file_from_anywhere(tool, tmp_path):
-    command = [sys.executable, tool, '--help']
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert (ended.returncode, ended.stderr) == (0, '')
-    assert f'python -m tools.{tool.stem}' in ended.stdout or tool.stem == 'model_table'  # which has no arguments
+def test_tools_run_as_files_from_anywhere(tmp_path):
+    tools = sorted((ROOT / 'tools').glob('[!_]*.py'))
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    started = [subprocess.Popen([sys.executable, tool, '--help'], cwd=tmp_path, **pipes) for tool in tools]
+    for tool, process in zip(tools, started, strict=True):
+        out, errors = process.communicate(timeout=300)
+        assert (process.returncode, errors) == (0, ''), tool
+        assert f'python -m tools.{tool.stem}' in out or tool.stem == 'model_table'  # which has no arguments
