@@ -36,7 +36,7 @@ def head_difference(checkpoint: Checkpoint, model: nn.Module, wanted: Identity) 
         return f'it holds no {" or ".join(model.heads)}, so it is of a classifier, or of another net'
     for name, value in module_state(model, model.heads).items():
         saved = checkpoint.state_dict.get(name)
-        if saved is not None and len(saved) != len(value):
+        if saved is not None and saved.shape[:1] != value.shape[:1]:
             return f'its head has {len(saved)} classes, not {len(value)}'
     if checkpoint.classes is not None and checkpoint.classes != wanted.classes:
         old, new = next(pair for pair in zip(checkpoint.classes, wanted.classes, strict=True) if pair[0] != pair[1])
