@@ -84,10 +84,11 @@ def stage(in_planes: int, planes: int, dilations: Sequence[int], stride: int, **
 
 def stages(depths: Sequence[int], **axes) -> list[nn.Sequential]:
     """The first len(depths) stages of a ResNeXt, 1/4, 1/8, 1/16 and 1/32 of the input's resolution."""
-    in_planes = (64, *(planes * EXPANSION for planes in STAGE_PLANES))
+    widths = STAGE_PLANES[: len(depths)]
+    in_planes = (64, *(planes * EXPANSION for planes in widths[:-1]))
     return [
         stage(before, planes, [1] * depth, 1 if planes == STAGE_PLANES[0] else 2, **axes)
-        for before, planes, depth in zip(in_planes, STAGE_PLANES, depths, strict=False)
+        for before, planes, depth in zip(in_planes, widths, depths, strict=True)
     ]
 
 

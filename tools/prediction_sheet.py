@@ -72,7 +72,7 @@ def draw_sheet(
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in panels:
         panel.axis('off')
-    for panel, index, probability in zip(panels, chosen, probabilities, strict=False):
+    for panel, index, probability in zip(panels[: len(chosen)], chosen, probabilities, strict=True):
         with Image.open(data.folder / str(data.table.files[index])) as image:
             panel.imshow(image.convert('RGB'))
         write_labels(panel, data.table.classes, data.table.present[index].any(0), probability)
