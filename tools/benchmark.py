@@ -32,9 +32,9 @@ from utils import input_speed, net_speed
 from utils.arguments import Parser, natural, positive
 from utils.compute import DTYPES, Compute
 from utils.data import available_cores
-from utils.errors import UserError, exit_cleanly
+from utils.errors import exit_cleanly
 from utils.net_speed import LAYOUTS, NETS, RIVALS, Work, ways_of
-from utils.output import check_writable
+from utils.output import check_writable, write_files
 from utils.startup_speed import STAGES, launch, made_set
 
 
@@ -79,15 +79,8 @@ def main(args: Namespace) -> None:
     rows = report(args)
     if args.json:
         facts = {'args': vars(args), 'device': Compute(args.device).name, 'cores': available_cores()}
-        note(args.json, {**facts, 'torch': torch.__version__, 'rows': rows})
-
-
-def note(path: Path, results: dict[str, Any]) -> None:
-    """Write the numbers as JSON; UserError if that fails."""
-    try:
-        path.write_text(json.dumps(results, default=str, indent=1) + '\n')
-    except OSError as error:
-        raise UserError(f'cannot write {path}: {error.strerror}') from error
+        noted = json.dumps({**facts, 'torch': torch.__version__, 'rows': rows}, default=str, indent=1) + '\n'
+        write_files({args.json: noted.encode()})
 
 
 def report_nets(args: Namespace) -> list[dict[str, Any]]:
