@@ -6,7 +6,7 @@ from torch import nn
 
 import models
 from models.resnext import ResNeXt
-from utils.cost import count_macs, count_parameters, trains_on_one
+from utils.cost import count_macs, count_parameters, macs_of_modules, trains_on_one
 
 
 class Small(nn.Module):
@@ -34,6 +34,13 @@ def test_parameters_by_hand():
 @pytest.mark.parametrize(('size', 'pixels'), [(16, 8 * 8), ((16, 30), 8 * 15), ((15, 9), 8 * 5)])
 def test_macs_by_hand(size, pixels):
     assert count_macs(Small(), size) == pixels * (3 * 8 * 9 + 2 * 8 * 9) + 8 * 5
+
+
+def test_macs_of_modules_by_hand():
+    conv, grouped, fc = 64 * 3 * 8 * 9, 64 * 2 * 8 * 9, 8 * 5
+    whole = {'': conv + grouped + fc, 'body': conv + grouped}
+    assert macs_of_modules(Small(), 16) == whole | {'body.0': conv, 'body.3': grouped, 'fc': fc}
+    assert macs_of_modules(nn.ReLU()) == {'': 0}
 
 
 def test_a_builder_costs_what_its_net_does():

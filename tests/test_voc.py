@@ -119,6 +119,13 @@ def test_single_image_at_the_end_is_dropped_where_it_cannot_be_trained_on():
     assert [len(batch) for batch in TrainBatches(34, 16, 0, smallest=2)] == [16, 16, 2]
 
 
+def test_last_batch_is_left_out_if_data_parallel_would_cut_single_images_from_it():
+    lengths = [len(TrainBatches(16 + rest, 16, 0, smallest=2, devices=4)) for rest in range(16)]
+    smallest = [min(map(len, torch.arange(rest).chunk(4))) for rest in range(16)]
+    assert lengths == [1 + (part >= 2) for part in smallest]
+    assert smallest[5] == 1  # 2, 2 and 1
+
+
 def test_images_of_one_size_share_batches():
     groups = groups_of_one_size([(5, 5), (5, 9), (5, 5), (5, 5), (9, 5), (5, 9)])
     assert groups == [[0, 2, 3], [1, 5], [4]]

@@ -23,6 +23,6 @@ def micro_batches(batch_size: int, num_gpus: int | None, devices: int, training:
 
 
 def smallest_part(images: int, devices: int) -> int:
-    """Of how many images the smallest batch is when DataParallel cuts one for so many devices."""
+    """Of how many images the smallest batch is when DataParallel cuts one for so many devices; of none, none."""
     part = -(-images // devices)
-    return images % part or part
+    return images % part or part if images else 0

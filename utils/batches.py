@@ -5,22 +5,31 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
+from utils.accumulation import smallest_part
+
 Batch = list[tuple[int, int]]
 
 
 class TrainBatches(Sampler):
     """Batches shuffled anew from (seed, epoch), from any position inside an epoch on.
 
-    Each of `world` processes gets its part of every batch. An epoch's last batch is left out if one of them would get
-    fewer than `smallest` samples; by default, if it is not full.
+    Each of `world` processes gets its part of every batch, which it cuts for its `devices`. An epoch's last batch is
+    left out if one of these would get fewer than `smallest` samples; by default, if it is not full.
     """
 
     def __init__(
-        self, samples: int, batch_size: int, seed: int, smallest: int | None = None, rank: int = 0, world: int = 1
+        self,
+        samples: int,
+        batch_size: int,
+        seed: int,
+        smallest: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        devices: int = 1,
     ):
         self.samples, self.batch_size, self.seed, self.rank, self.world = samples, batch_size, seed, rank, world
         full, rest = divmod(samples, batch_size)
-        self.batches = full + (rest > 0 and smallest is not None and rest // world >= smallest)
+        self.batches = full + (smallest is not None and smallest_part(rest // world, devices) >= smallest)
         self.epoch = self.start = 0
 
     def seek(self, epoch: int, start: int = 0) -> None:

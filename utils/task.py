@@ -149,7 +149,8 @@ def train(
     with together():
         run = Run(args.output, task.files, identity, learner, args.epochs, plan, args.save_steps, reporter, stop)
         run.begin(found, args.seed, args.start_epoch, vars(args))
-    batches = TrainBatches(samples, micro_batch, run.seed, task.smallest_batch, rank(), world_size())
+    places = rank(), world_size(), learner.compute.devices
+    batches = TrainBatches(samples, micro_batch, run.seed, task.smallest_batch, *places)
     loader = DeviceLoader(task.train_set, batches, learner.compute, args.workers)
     fit(learner, loader, lambda: task.train_metrics(learner.compute.device), validate, run)
 
