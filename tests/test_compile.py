@@ -11,6 +11,8 @@ from tests.test_export import FAMILIES, KINDS, NETS, lively
 from utils.compute import Compute
 from utils.learner import Learner
 
+LEARNING_RATE = 1e-5  # so low that rounding, which compiled code does otherwise, does not grow from update to update
+
 
 @pytest.fixture
 def compiled(monkeypatch):
@@ -24,8 +26,10 @@ def compiled(monkeypatch):
 def learner_of(build, compile):
     torch.manual_seed(0)
     model, compute = lively(build(num_classes=9)).double().train(), Compute('cpu', compile=compile)
-    optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    return Learner(model, compute.runner(model, train=True), cross_entropy, compute, optimizer, lambda epoch: 0.01)
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE)
+    return Learner(
+        model, compute.runner(model, train=True), cross_entropy, compute, optimizer, lambda epoch: LEARNING_RATE
+    )
 
 
 def trained(learner, size):
@@ -38,7 +42,7 @@ def trained(learner, size):
         learner.model.train()
         _, loss = learner.forward(images, torch.zeros(number, *shape[2:], dtype=torch.int64))
         learner.backward(loss)
-        learner.update(0.01)
+        learner.update(LEARNING_RATE)
         losses.append(loss.detach())
     return torch.stack(losses)
 
