@@ -14,7 +14,7 @@ import torch
 
 from tests import job
 from tests.test_classify import LAST, MEASURED, PAIR, assert_same, content, epochs
-from tests.test_multilabel import coco  # noqa: F401 - a fixture
+from tests.test_multilabel_classify import coco  # noqa: F401 - a fixture
 from tests.test_segment import devkit  # noqa: F401 - a fixture
 from utils import checkpoint
 
