@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the scripts: a small folder of pictures, a small net, a way to call a script."""
+"""Fixtures of the tests of the scripts: a small folder of pictures, small nets, a way to call a script."""
 
 import os
 import signal
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import models
 from models.elastic import SplitBottleneck
+from models.resnext import ResNeXt
 from utils import coco, image_folder, voc
 from utils.errors import exit_cleanly
 
@@ -60,6 +61,18 @@ def tiny(monkeypatch):
     monkeypatch.setitem(models.classifiers, 'tiny', TinyNet)
     monkeypatch.setitem(models.segmenters, 'tiny', TinySegmenter)
     return 'tiny'
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Builder of a ResNeXt of seven blocks, four of them elastic, as `small` in the registry."""
+
+    def build(num_classes: int = 6) -> ResNeXt:
+        torch.manual_seed(1)
+        return ResNeXt((2, 2, 2, 1), num_classes, elastic=True).eval()
+
+    monkeypatch.setitem(models.classifiers, 'small', build)
+    return build
 
 
 def write_folder(folder, classes=('ant', 'bee', 'cat', 'dog', 'eel', 'fox'), train=6, val=3):

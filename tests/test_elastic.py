@@ -1,4 +1,4 @@
-"""The Elastic operation against plain, independent computations, and where the nets apply it."""
+"""The Elastic operation against plain, independent computations, halves joined again, and where the nets apply it."""
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from torchvision.ops import SqueezeExcitation
 import models
 from models.dla import DLA
 from models.elastic import Split, SplitBottleneck, down, up
+from models.halves import halved, joined
 from models.resnext import SELayer
 from tests import reference
 
@@ -98,6 +99,16 @@ def test_two_halves_at_one_resolution_are_one_block(training, stride, dilation):
     x = normal(2, 6, 9, 8)
     torch.testing.assert_close(halves.train(training).merged(x), whole.train(training).merged(x))
     torch.testing.assert_close(merge_halves(halves.state_dict()), dict(whole.state_dict()))
+
+
+@pytest.mark.parametrize('arch', models.classifiers)
+def test_halves_joined_and_cut_again_are_the_same(arch):
+    net = models.build_classifier(arch)
+    state, whole = net.state_dict(), joined(net)
+    again = halved(net, whole)
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], value) for name, value in state.items())
+    assert not [name for name in whole if '_d.' in name]
 
 
 def test_a_kept_branch_output_stays_as_it_was():

@@ -1,4 +1,4 @@
-"""utils/folder_index.py: torchvision's samples, what is listed again and when, caches that are no use; workers."""
+"""utils/folder_index.py: torchvision's samples, what is listed again and when, caches that are no use."""
 
 import os
 import time
@@ -6,15 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 from utils import folder_index
-from utils.data import Seeded, collate
 from utils.errors import UserError
 from utils.folder_index import cache_file, open_index, read_cache
-from utils.image_folder import RandomCrop, central_crop, open_folder, open_pixels
 
 NAMES = [
     *('ant/b.jpg', 'ant/a.JPEG', 'ant/B.PNG', 'ant/.jpg', 'ant/notes.txt', 'ant/jpg', 'ant/x.jpg.part', 'ant/10.webp'),
@@ -242,21 +238,3 @@ def test_unreadable_folder_is_named(pictures):
 def test_vanished_folder_is_named(pictures):
     with pytest.raises(UserError, match='cannot read folder .*gone: No such file'):
         folder_index.read_class(str(pictures / 'gone'))
-
-
-@pytest.mark.parametrize(
-    'way, transform, load',
-    [('fork', RandomCrop(8), open_pixels), ('fork', central_crop(8), None), ('spawn', RandomCrop(8), open_pixels)],
-)
-def test_workers_load_what_the_process_itself_loads(tmp_path, way, transform, load):
-    for number in range(6):
-        path = tmp_path / 'pictures' / f'c{number % 2}' / f'{number}.jpg'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((9, 12, 3), 40 * number, np.uint8)).save(path)
-    samples = Seeded(open_folder(tmp_path / 'pictures', transform, load), 0)
-    keys = [[(1, number) for number in (5, 0, 3)]]
-    loader = DataLoader(samples, batch_sampler=keys, num_workers=1, collate_fn=collate, multiprocessing_context=way)
-    ((images, labels),) = loader
-    assert labels.tolist() == [1, 0, 1]
-    assert images.tolist() == [samples[key][0].tolist() for key in keys[0]]
-    assert [round(float(image.float().mean()), -1) for image in images] == [200, 0, 40]

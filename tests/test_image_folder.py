@@ -1,15 +1,16 @@
-"""utils/image_folder.py: training crops against torchvision's, loaders of pixels against Pillow, both named errors."""
+"""utils/image_folder.py: training crops against torchvision's, pixels against Pillow, damage named, loading workers."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from torchvision import io, transforms
 
 from data.drawn_photos import draw_photo
 from utils.data import Seeded, collate
 from utils.errors import UserError
-from utils.image_folder import RandomCrop, open_folder, open_image, open_pixels, open_train_and_val
+from utils.image_folder import RandomCrop, central_crop, open_folder, open_image, open_pixels, open_train_and_val
 
 THEIRS = transforms.Compose(
     [transforms.RandomResizedCrop(64), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
@@ -124,3 +125,21 @@ def test_damaged_jpeg_is_named(photo, tmp_path, load, keep):
     path.unlink() if keep == 'gone' else path.write_bytes(whole[: int(len(whole) * keep) if keep == 0.5 else keep])
     with pytest.raises(UserError, match=f'cannot read image {path}: '):
         load(str(path))
+
+
+@pytest.mark.parametrize(
+    'way, transform, load',
+    [('fork', RandomCrop(8), open_pixels), ('fork', central_crop(8), None), ('spawn', RandomCrop(8), open_pixels)],
+)
+def test_workers_load_what_the_process_itself_loads(tmp_path, way, transform, load):
+    for number in range(6):
+        path = tmp_path / 'pictures' / f'c{number % 2}' / f'{number}.jpg'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((9, 12, 3), 40 * number, np.uint8)).save(path)
+    samples = Seeded(open_folder(tmp_path / 'pictures', transform, load), 0)
+    keys = [[(1, number) for number in (5, 0, 3)]]
+    loader = DataLoader(samples, batch_sampler=keys, num_workers=1, collate_fn=collate, multiprocessing_context=way)
+    ((images, labels),) = loader
+    assert labels.tolist() == [1, 0, 1]
+    assert images.tolist() == [samples[key][0].tolist() for key in keys[0]]
+    assert [round(float(image.float().mean()), -1) for image in images] == [200, 0, 40]

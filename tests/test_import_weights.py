@@ -16,7 +16,7 @@ from torch import nn
 
 import models
 from models.elastic import Split
-from models.halves import halved, joined
+from models.halves import joined
 from models.norm import batch_norms
 from tests.conftest import Script
 from tests.reference import load_weights
@@ -122,16 +122,6 @@ def test_outputs_are_the_librarys(importer, capsys, source):
     assert told == ([f'   as initialised: {", ".join(UNUSED[source])}'] if source in UNUSED else [])
     fresh = [norm for name in UNUSED.get(source, ()) for norm in batch_norms(net.get_submodule(name))]
     assert {n.num_batches_tracked.item() for n in batch_norms(net) if not any(n is f for f in fresh)} == {7}
-
-
-@pytest.mark.parametrize('arch', models.classifiers)
-def test_halves_joined_and_cut_again_are_the_same(arch):
-    net = models.build_classifier(arch)
-    state, whole = net.state_dict(), joined(net)
-    again = halved(net, whole)
-    assert again.keys() == state.keys()
-    assert all(torch.equal(again[name], value) for name, value in state.items())
-    assert not [name for name in whole if '_d.' in name]
 
 
 def test_densenet_under_its_names_of_2017(importer):

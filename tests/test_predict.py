@@ -1,8 +1,7 @@
-"""tools/predict.py: what it prints and draws against plain computations, what a file is of, what it exports."""
+"""tools/predict.py: what it prints and draws against plain computations, what is told as wrong, what it exports."""
 
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,11 +19,8 @@ from tests.test_segment import Oracle
 from tests.test_voc import scene
 from tools import predict as script
 from utils import checkpoint
-from utils.checkpoint import Checkpoint
 from utils.class_names import default_names, readable_names
 from utils.data import MEAN, STD
-from utils.errors import UserError
-from utils.trained import identify, load_net
 from utils.voc import CLASSES
 
 NAMES = ['ant', 'bee', 'cat', 'dog', 'eel', 'fox', 'gnu']
@@ -175,14 +171,6 @@ def test_folder_is_all_pictures_below_and_names_do_not_collide(save, predict, pi
     assert len(written) == 5
 
 
-def test_classes_without_names():
-    assert default_names('imagenet', 1000)[::999] == ['tench', 'toilet tissue']
-    coco = default_names('coco', 80)
-    assert (len(coco), len(set(coco)), coco[0], coco[11], coco[79]) == (80, 80, 'person', 'stop sign', 'toothbrush')
-    assert default_names('voc', 21) == CLASSES
-    assert default_names('imagenet', 80) == [f'class {place}' for place in range(80)]
-
-
 def test_folders_of_imagenet_are_shown_by_their_names(save, predict, pictures, capsys):
     folders = [f'n{10_000_000 + 7 * place}' for place in range(1000)]
     names = default_names('imagenet', 1000)
@@ -194,60 +182,6 @@ def test_folders_of_imagenet_are_shown_by_their_names(save, predict, pictures, c
     for others in (folders[::-1], folders[:-1], ['x', *folders[1:]]):
         assert readable_names('imagenet', others) == others
     assert readable_names('coco', folders[:80]) == folders[:80]
-
-
-def said_nothing(build, number, **said):
-    """A file of the net that says no more than this, without memory for its weights."""
-    with torch.device('meta'):
-        return Checkpoint('x.pth', build(number).state_dict(), **said)
-
-
-@pytest.mark.parametrize('name', models.classifiers)
-def test_classifier_is_told_by_its_tensors(name):
-    for number, task in (1000, 'imagenet'), (80, 'coco'):
-        found = said_nothing(models.classifiers[name], number)
-        assert identify(found, None, None) == (task, name)
-        assert identify(replace(found, arch=name), None, None) == (task, name)
-    for task in 'imagenet', 'coco':
-        assert identify(replace(found, task=task), None, None) == (task, name)
-        assert identify(found, task, None) == (task, name)
-
-
-def test_classifier_of_other_classes_is_not_told():
-    found = said_nothing(models.dla60x, 6)
-    for arch in None, 'dla60x':
-        with pytest.raises(UserError, match='x.pth does not say what it is of, nor do its tensors tell: give --task$'):
-            identify(found, None, arch)
-    assert identify(replace(found, task='coco'), None, None) == ('coco', 'dla60x')
-
-
-@pytest.mark.parametrize('name', models.segmenters)
-def test_segmenter_is_told_by_its_tensors(name):
-    found = said_nothing(models.segmenters[name], 6)
-    assert identify(found, None, None) == ('voc', name)
-    for key in [key for key in found.state_dict if key.endswith('num_batches_tracked')]:  # PyTorch 0.4.0 wrote none
-        del found.state_dict[key]
-    assert identify(found, None, None) == ('voc', name)
-
-
-def test_flags_and_file_must_agree(save, predict, pictures, capsys):
-    torch.save(nn.Linear(2, 2).state_dict(), predict.shared[0])
-    assert 'nor do its tensors tell: give --task and --arch' in predict.error(capsys, pictures[0])
-    told = predict.error(capsys, pictures[0], '--task', 'voc', '--arch', 'tiny')
-    assert 'net.pth: a checkpoint of another net, it holds no score.bias' in told
-    save(TinyNet, 7)
-    assert told in predict.error(capsys, pictures[0], '--task', 'voc', '--arch', 'tiny')
-    assert 'tell: give --task' in predict.error(capsys, pictures[0])
-    save(TinyNet, 7, task='imagenet', arch='tiny', classes=NAMES)
-    assert 'a checkpoint of imagenet, not of coco' in predict.error(capsys, pictures[0], '--task', 'coco')
-    assert 'a checkpoint of tiny, not of dla60x' in predict.error(capsys, pictures[0], '--arch', 'dla60x')
-    save(TinyNet, 7, arch='vgg16')
-    told = 'a checkpoint of vgg16 for any task; tasks are imagenet, coco, voc; nets'
-    assert told in predict.error(capsys, pictures[0])
-    save(TinyNet, 7, task='imagenet', arch='dla60x')
-    assert 'does not fit the net: missing: ' in predict.error(capsys, pictures[0])
-    save(TinyNet, 7, task='imagenet', arch='tiny', classes=NAMES[:5])
-    assert 'of another shape: fc.weight (7, 16) instead of (5, 16)' in predict.error(capsys, pictures[0])
 
 
 def test_what_is_wrong_is_told_and_nothing_is_written(save, predict, pictures, tmp_path, capsys):
@@ -301,14 +235,6 @@ def test_failed_export_leaves_nothing(save, predict, tmp_path, monkeypatch, caps
     monkeypatch.setattr('utils.export.save_onnx', fail)
     assert 'No space left' in predict.error(capsys, '--export', tmp_path / 'out' / 'net.pt2')
     assert not list((tmp_path / 'out').iterdir())
-
-
-def test_net_of_a_checkpoint_has_its_weights(save, predict):
-    model = save(TinyNet, 7, task='imagenet', arch='tiny', classes=NAMES)
-    loaded, identity = load_net(checkpoint.read(predict.shared[0]))
-    assert (identity.task, identity.arch, identity.classes) == ('imagenet', 'tiny', NAMES)
-    for key, value in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[key], value)
 
 
 def test_command_line_from_elsewhere(pictures, tmp_path):
