@@ -48,7 +48,7 @@ def make_parser() -> Parser:
 def add_segmentation_arguments(parser: Parser) -> None:
     """The reference's flags, also with dashes, and what is new for this task."""
     add, nets = parser.add_argument, list(models.segmenters)
-    add('--exp', required=True, metavar='NAME', help='of the experiment, in the names of its files')
+    add('--exp', type=part_of_a_name, required=True, metavar='NAME', help='of the experiment, part of file names')
     add('--train', dest='evaluate', action='store_false', help='train; without it, evaluate')
     add('--dataset', choices=['pascal'], default='pascal', help='PASCAL VOC 2012')
     add('--data', type=Path, default=Path('data/VOCdevkit'), metavar='DIR', help='folder with VOC2012/')
@@ -67,6 +67,13 @@ def add_segmentation_arguments(parser: Parser) -> None:
     add('--gpu', type=natural, metavar='N', help='the GPU to test on; default: all')
     add('--workers', '-j', type=natural, default=4, metavar='N', help="loading; at most the machine's cores")
     add('--print-freq', '-p', type=positive, default=10, metavar='N', help='iterations between two lines')
+
+
+def part_of_a_name(text: str) -> str:
+    """Of a file in a folder named otherwise."""
+    if not text or '/' in text or '\0' in text:
+        raise ValueError(text)
+    return text
 
 
 def scales(text: str) -> list[float]:

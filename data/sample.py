@@ -112,8 +112,14 @@ def pool_map(workers: int) -> Iterator:
     if workers == 1:
         yield map
         return
-    with multiprocessing.Pool(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+    with multiprocessing.Pool(workers, initializer=_obey_parent) as pool:
         yield partial(pool.imap, chunksize=8)
+
+
+def _obey_parent() -> None:
+    """A worker's signals: Ctrl-C is its parent's to obey, whose SIGTERM ends it; the parent may only note its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 if __name__ == '__main__':

@@ -171,7 +171,7 @@ def in_child(action) -> int:
 )
 def test_killed_write_leaves_a_whole_file(tmp_path, monkeypatch, point, written):
     path = tmp_path / 'model.pth.tar'
-    checkpoint.write(path, {'state_dict': {'w': torch.zeros(9)}, 'arch': 'old'})
+    checkpoint.write({'state_dict': {'w': torch.zeros(9)}, 'arch': 'old'}, path)
 
     def cut_short(content, file):
         file.write(b'PK\x03\x04 the first half')
@@ -185,7 +185,7 @@ def test_killed_write_leaves_a_whole_file(tmp_path, monkeypatch, point, written)
         if point != 'after':
             target, name = (torch, 'save') if point == 'torch.save' else (os, point.split('.')[1])
             monkeypatch.setattr(target, name, cut_short if name == 'save' else killed)
-        checkpoint.write(path, {'state_dict': {'w': torch.ones(9)}, 'arch': 'new'})
+        checkpoint.write({'state_dict': {'w': torch.ones(9)}, 'arch': 'new'}, path)
         os._exit(9)
 
     assert in_child(write_and_die) == 9
@@ -196,12 +196,12 @@ def test_killed_write_leaves_a_whole_file(tmp_path, monkeypatch, point, written)
 
 def test_full_disk_is_one_error_and_leaves_the_old_file(tmp_path):
     path = tmp_path / 'model.pth.tar'
-    checkpoint.write(path, {'state_dict': {'w': torch.zeros(9)}, 'arch': 'old'})
+    checkpoint.write({'state_dict': {'w': torch.zeros(9)}, 'arch': 'old'}, path)
 
     def write_too_much():
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         try:
-            checkpoint.write(path, {'state_dict': {'w': torch.ones(50_000)}, 'arch': 'new'})
+            checkpoint.write({'state_dict': {'w': torch.ones(50_000)}, 'arch': 'new'}, path)
         except UserError as error:
             os._exit(7 if 'cannot write' in str(error) and str(path) in str(error) else 8)
 

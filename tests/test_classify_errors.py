@@ -99,7 +99,7 @@ def test_full_disk(classify, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(os, 'fsync', full)
     error = classify.error(capsys, '--output', tmp_path)
-    assert f'cannot write {tmp_path / LAST}' in error
+    assert f'cannot write {tmp_path / "model_best.pth.tar"}' in error
     assert 'No space left on device' in error
     assert not list(tmp_path.glob('*.tar*'))
 

@@ -6,6 +6,7 @@ import torch
 import models
 from tests.conftest import TinyNet
 from tests.test_checkpoint import NET, released, trained
+from tests.test_segment import devkit, segment  # noqa: F401 - fixtures
 from utils import checkpoint
 from utils.errors import UserError
 from utils.restore import Identity, head_difference, load_optimizer, resume, transfer
@@ -128,3 +129,23 @@ def test_segmenter_of_other_classes_is_transferred(tmp_path):
     torch.save(models.build_segmenter('dla60x', 20).state_dict(), tmp_path / 'twenty.pth')
     left = transfer(model, checkpoint.read(tmp_path / 'twenty.pth'))
     assert left == ['dla_up', 'fc', 'up']
+
+
+def test_released_files_are_told_apart(segment, tmp_path, capsys):  # noqa: F811
+    """Files of the reference name neither task nor, for VOC, the net."""
+    torch.manual_seed(0)
+    states = {
+        'classifier': models.build_classifier('tiny').state_dict(),
+        'other': models.build_classifier('dla60x').state_dict(),
+        'twenty': models.build_segmenter('tiny', 20).state_dict(),
+        'own': models.build_segmenter('tiny').state_dict(),
+    }
+    for name, state in states.items():
+        wrapped = {f'module.{key}': value for key, value in state.items()}
+        torch.save({'epoch': 50, 'state_dict': wrapped}, tmp_path / name)
+    told = 'it holds no score, so it is of a classifier, or of another net'
+    assert told in segment.error(capsys, '--resume', tmp_path / 'classifier')
+    assert 'its head has 20 classes, not 21' in segment.error(capsys, '--resume', tmp_path / 'twenty')
+    assert 'missing: ' in segment.error(capsys, '--train', '--resume', tmp_path / 'other')
+    segment('--resume', tmp_path / 'own')
+    assert 'Mean IoU' in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -19,6 +20,7 @@ from data.layouts import make_folders, polygon_area, write_scene
 from data.palette import voc_palette
 from data.scenes import CLASS_NAMES, IGNORED, SCENE, render_scene
 from tests.conftest import Script
+from utils.interrupt import StopRequest
 
 ROOT = Path(__file__).parent.parent
 SCENES = {'train': 12, 'val': 6}
@@ -67,6 +69,16 @@ def test_two_workers_write_the_same_bytes_and_a_second_call_writes_nothing(made,
     assert 'already' in again.stdout
     assert times == {path: path.stat().st_mtime_ns for path in out.rglob('*')}
     assert [path.name for path in out.parent.iterdir()] == ['out']
+
+
+def is_default(number):
+    return signal.getsignal(number) is signal.SIG_DFL
+
+
+def test_workers_end_when_told_though_their_parent_only_notes_signals():
+    """A pool ends its workers by SIGTERM, and waits for them."""
+    with StopRequest(), sample.pool_map(2) as map_:
+        assert list(map_(is_default, [signal.SIGTERM])) == [True]
 
 
 def test_another_seed_draws_other_scenes(made, tmp_path):

@@ -17,7 +17,7 @@ def saved(small, folder, tmp_path):
     """A checkpoint of the small net for the classes of the folder."""
     classes = sorted(path.name for path in (folder / 'val').iterdir())
     content = {'arch': 'small', 'task': 'imagenet', 'classes': classes, 'state_dict': checkpoint.state_dict(small())}
-    checkpoint.write(tmp_path / 'small.pth.tar', content)
+    checkpoint.write(content, tmp_path / 'small.pth.tar')
     return tmp_path / 'small.pth.tar'
 
 
@@ -104,6 +104,6 @@ def test_mistakes_are_one_line_and_leave_nothing(tool, saved, folder, tmp_path, 
     (folder / 'val' / 'dog' / 'x.png').touch()
     assert 'dog/x.png' in tool.error(capsys, folder / 'val' / 'dog' / 'x.png')
     plain = {'arch': 'dla60x', 'classes': ['a', 'b'], 'state_dict': checkpoint.state_dict(models.dla60x(2))}
-    checkpoint.write(saved, plain)
+    checkpoint.write(plain, saved)
     assert 'dla60x has no elastic block' in tool.error(capsys, folder / 'val')
     assert not list(tmp_path.glob('out/*'))

@@ -190,26 +190,6 @@ def test_run_starts_from_our_classifier_and_names_what_is_fresh(segment, classif
     assert 'cannot be evaluated here: its task is imagenet, not voc' in segment.error(capsys, '--resume', source)
 
 
-def test_released_files_are_told_apart(segment, tmp_path, capsys):
-    """Files of the reference name neither task nor, for VOC, the net."""
-    torch.manual_seed(0)
-    states = {
-        'classifier': models.build_classifier('tiny').state_dict(),
-        'other': models.build_classifier('dla60x').state_dict(),
-        'twenty': models.build_segmenter('tiny', 20).state_dict(),
-        'own': models.build_segmenter('tiny').state_dict(),
-    }
-    for name, state in states.items():
-        wrapped = {f'module.{key}': value for key, value in state.items()}
-        torch.save({'epoch': 50, 'state_dict': wrapped}, tmp_path / name)
-    told = 'it holds no score, so it is of a classifier, or of another net'
-    assert told in segment.error(capsys, '--resume', tmp_path / 'classifier')
-    assert 'its head has 20 classes, not 21' in segment.error(capsys, '--resume', tmp_path / 'twenty')
-    assert 'missing: ' in segment.error(capsys, '--train', '--resume', tmp_path / 'other')
-    segment('--resume', tmp_path / 'own')
-    assert 'Mean IoU' in capsys.readouterr().out
-
-
 def spoil_mask(devkit, number, picture):
     picture.save(devkit / 'VOC2012' / 'SegmentationClassAug' / f'val_{number}.png')
 
@@ -237,6 +217,16 @@ def test_wrong_arguments(segment, capsys):
     assert '--batch-size 1: tiny trains on 2 images per device' in segment.error(capsys, '--train', '--batch-size', 1)
     assert 'invalid scales value' in segment.error(capsys, '--scales', '1,0')
     assert '--device cuda:7: no such device here' in segment.error(capsys, '--gpu', 7)
+    for name in 'my/exp', '':
+        assert 'argument --exp: invalid part_of_a_name value' in segment.error(capsys, f'--exp={name}')
+
+
+def test_file_in_the_way_of_the_predictions_is_told_before_they_are_made(segment, tmp_path, capsys):
+    torch.save(models.build_segmenter('tiny').state_dict(), tmp_path / 'net.pth')
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'val').touch()
+    error = segment.error(capsys, '--resume', tmp_path / 'net.pth')
+    assert error == f'error: cannot write to {tmp_path}/run/val: it is no folder, or one that is read-only'
 
 
 def test_identity_of_another_net_is_named(segment, tmp_path, capsys):

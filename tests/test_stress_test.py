@@ -88,7 +88,7 @@ def ruler(tmp_path, monkeypatch):
         for number in range(count):
             Image.fromarray(pixels).save(folder / f'{number}.png')
     content = {'arch': 'ruler', 'task': 'imagenet', 'classes': ['0_small', '1_big']}
-    checkpoint.write(tmp_path / 'ruler.pth.tar', {**content, 'state_dict': Ruler(2).state_dict()})
+    checkpoint.write({**content, 'state_dict': Ruler(2).state_dict()}, tmp_path / 'ruler.pth.tar')
     return Script(stress_test, tmp_path / 'ruler.pth.tar', f'{tmp_path}/data --image-size 56 --device cpu')
 
 

@@ -94,7 +94,7 @@ def main(args: Namespace) -> None:
     fresh = take(net, whole)
     check_weights(net)
     content = {'epoch': 0, 'task': 'imagenet', 'arch': arch, 'state_dict': checkpoint.state_dict(net)}
-    checkpoint.write(args.out, content)
+    checkpoint.write(content, args.out)
     report(args, arch, parts(net), fresh, parts(base))
 
 

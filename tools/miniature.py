@@ -154,10 +154,10 @@ class Runs:
         learner = self.learner(net, seed, train)
         identity, plan = Identity('miniature', net, train.classes), {'samples': len(train), 'batch': batch_size}
         epochs = self.recipe.epochs(len(train))
-        run = Run(folder, Files(LAST), identity, learner, epochs, plan, 0, progress, self.stop)
         last = folder / LAST
-        run.begin(checkpoint.read(last) if last.exists() else None, seed, 0, asdict(self.recipe))
-        with run.lock:
+        with lock(folder):
+            run = Run(folder, Files(LAST), identity, learner, epochs, plan, 0, progress, self.stop)
+            run.begin(checkpoint.read(last) if last.exists() else None, seed, 0, asdict(self.recipe))
             order = TrainBatches(len(train), batch_size, seed)
             fit(learner, DeviceLoader(train, order, self.compute, 0), lambda: ScaleErrors(device), None, run)
             everything = EvalBatches([range(len(test))], 4 * batch_size)

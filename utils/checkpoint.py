@@ -4,10 +4,11 @@ A file is a dict with the reference's keys (epoch, arch, state_dict, optimizer, 
 (task, classes, seed, scaler, position, processes). Files of 2019 hold only some of them; bare state dicts hold none.
 """
 
+import glob
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,28 +66,44 @@ def read(path: str | os.PathLike) -> Checkpoint:
     return Checkpoint(**{**known, 'path': path, 'epoch': int(content.get('epoch', 0))})
 
 
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` so that a process killed at any instant leaves the old file or the new one, whole.
+def write(content: Mapping[str, Any], *paths: Path) -> None:
+    """Write `content` to each path so that a process killed at any instant leaves the old file or the new one, whole.
 
-    Raises UserError when the file cannot be written (a full disk, a read-only folder); the old file stays.
+    Once all are written they are put in place, in this order. Raises UserError when one cannot be written (a full disk,
+    a read-only folder); the old files stay.
     """
-    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    temporary = {path: path.with_name(f'{path.name}.{os.getpid()}.tmp') for path in paths}
     try:
-        with open(temporary, 'wb') as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        for path in paths:
+            _save(content, temporary[path])
+        for path in paths:
+            os.replace(temporary[path], path)
+            _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise UserError(f'cannot write {path}: {error}') from error
+    finally:
+        with suppress(OSError):
+            for leftover in temporary.values():
+                leftover.unlink(missing_ok=True)
+
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Remove what was half written of these files when a process was killed; nobody may be writing them."""
+    for path in paths:
+        for leftover in path.parent.glob(f'{glob.escape(path.name)}.*.tmp'):
+            leftover.unlink(missing_ok=True)
 
 
 def state_dict(model: torch.nn.Module) -> dict[str, Tensor]:
     """The state dict of a bare model under the names the reference saved, from within DataParallel."""
     return {f'module.{name}': value for name, value in model.state_dict().items()}
+
+
+def _save(content: Mapping[str, Any], path: Path) -> None:
+    with open(path, 'wb') as file:
+        torch.save(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _load(path: Path) -> Any:

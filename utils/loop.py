@@ -84,6 +84,8 @@ def fit(
 ) -> None:
     """Train from where the run is to its end, validating after each epoch if at all; if told to stop, save first."""
     keep_freed_memory(learner.compute.device)
+    if run.epoch >= run.epochs:
+        run.reporter.say(f'=> nothing to train: {run.epoch} epochs are done, and --epochs is {run.epochs}')
     with run.saved_when_stopped():
         while run.epoch < run.epochs:
             trained = train_epoch(learner, loader, run.resumed_metrics(metrics()), run)

@@ -24,6 +24,9 @@ class Predictions:
         self.palette = voc_palette()
 
     def __enter__(self) -> 'Predictions':
+        for folder in (self.folder / 'val', self.folder / 'overlays'):
+            if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
+                raise UserError(f'cannot write to {folder}: it is no folder, or one that is read-only')
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.staging = TemporaryDirectory(prefix='.predictions-', dir=self.folder)
@@ -35,9 +38,7 @@ class Predictions:
         with self.staging as staging:
             if kind is None:
                 for file in sorted(Path(staging).glob('*/*')):
-                    target = self.folder / file.relative_to(staging)
-                    target.parent.mkdir(exist_ok=True)
-                    os.replace(file, target)
+                    self._put(file, self.folder / file.relative_to(staging))
 
     def keep(self, predictions: Tensor, indices: list[int]) -> None:
         """Write predictions, uint8 N x H x W, of the padded images of these indices, cut to the images' sizes."""
@@ -50,6 +51,14 @@ class Predictions:
             self._save(mask, f'val/{name}.png')
             if self.overlay:
                 self._save(self._beside(mask, index), f'overlays/{name}.jpg')
+
+    @staticmethod
+    def _put(file: Path, target: Path) -> None:
+        try:
+            target.parent.mkdir(exist_ok=True)
+            os.replace(file, target)
+        except OSError as error:
+            raise UserError(f'cannot write {target}: {error.strerror}') from error
 
     def _beside(self, prediction: Image.Image, index: int) -> Image.Image:
         scene = open_scene(self.scenes.images[index], self.scenes.masks[index])

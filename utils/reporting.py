@@ -89,9 +89,9 @@ class Log:
     def __init__(self, folder: Path):
         self.path, self.picture = folder / 'log.jsonl', folder / 'curves.png'
 
-    def start(self, arguments: dict[str, Any], **facts: Any) -> None:
-        """Note a (re)start: arguments, git commit, torch version and what else tells runs apart."""
-        self.note(args=arguments, git=git_commit(), torch=torch.__version__, **facts)
+    def start(self, arguments: dict[str, Any], checkpoint: str, **facts: Any) -> None:
+        """Note a (re)start: arguments, git commit, torch version, and the checkpoint's name, which tells runs apart."""
+        self.note(args=arguments, checkpoint=checkpoint, git=git_commit(), torch=torch.__version__, **facts)
 
     def note(self, **record: Any) -> None:
         """Append a line; UserError if the disk is full."""
@@ -104,14 +104,24 @@ class Log:
             raise UserError(f'cannot write {self.path}: {error.strerror}') from error
 
     def epochs(self) -> list[dict[str, Any]]:
-        """One record per epoch in order; of an epoch run twice, after an interruption, the later."""
-        epochs = {}
-        for line in self.path.read_text().splitlines():
-            with suppress(json.JSONDecodeError):
-                record = json.loads(line)
-                epochs[record.get('epoch')] = record
-        epochs.pop(None, None)
+        """One record per epoch of the latest run, in order; what it did again after going back counts once.
+
+        Runs share a folder if their checkpoints have different names.
+        """
+        runs, epochs = {}, {}
+        for record in self._records():
+            if 'args' in record:
+                run = record.get('checkpoint')
+                epochs = {n: done for n, done in runs.get(run, {}).items() if n < record.get('from_epoch', 0)}
+                runs[run] = epochs
+            elif 'epoch' in record:
+                epochs[record['epoch']] = record
         return list(epochs.values())
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        for line in self.path.read_text().splitlines():
+            with suppress(json.JSONDecodeError):  # cut off by a kill
+                yield json.loads(line)
 
     def draw(self) -> None:
         """Draw the curves of all epochs noted so far."""

@@ -64,7 +64,10 @@ class Files:
 
 
 class Run:
-    """Where training is and how it is kept: `epoch` epochs done, and `step` micro-batches of the next."""
+    """Where training is and how it is kept: `epoch` epochs done, and `step` micro-batches of the next.
+
+    Whoever makes one holds the folder's lock, from before it looks for a checkpoint to go on from.
+    """
 
     def __init__(
         self,
@@ -82,7 +85,6 @@ class Run:
         self.epochs, self.plan, self.save_steps = epochs, plan, save_steps
         self.reporter, self.stop = reporter, stop
         self.leads = rank() == 0  # the other processes of a job write nothing
-        self.lock = output.lock(folder) if self.leads else None
         self.log = Log(folder)
         self.finite = FiniteLoss(learner.compute.device)
         self.epoch = self.step = self.seed = 0
@@ -93,16 +95,15 @@ class Run:
 
     def begin(self, found: Checkpoint | None, seed: int | None, start_epoch: int, arguments: dict[str, Any]) -> None:
         """Start afresh, resume `found` or transfer it, and log the arguments; UserError if it fits neither way."""
-        if found and not head_difference(found, self.learner.model, self.identity):
+        difference = found and head_difference(found, self.learner.model, self.identity)
+        if found and not difference:
             self._resume(found, seed)
         else:
-            output.refuse_overwriting(*(self.folder / name for name in self.files.names(self.epochs)))
-            self.seed, self.epoch = seed or 0, start_epoch
-            if found:
-                fresh = transfer(self.learner.model, found)
-                self.reporter.say(f'=> transferred {found.path}; left out, as initialised: {", ".join(fresh)}')
+            self._start(found, difference, seed or 0, start_epoch)
         if self.leads:
-            self.log.start(arguments, device=str(self.learner.compute), from_epoch=self.epoch, from_step=self.step)
+            checkpoint.remove_leftovers(self.folder / name for name in self.files.names(self.epochs))
+            facts = {'device': str(self.learner.compute), 'from_epoch': self.epoch, 'from_step': self.step}
+            self.log.start(arguments, self.files.last, **facts)
 
     def resumed_metrics(self, metrics: Metrics) -> Metrics:
         """Let an epoch's new metrics go on from where the resumed ones stopped."""
@@ -142,16 +143,19 @@ class Run:
             names.append(self.files.best.name)
         if self.files.numbered and self.files.numbered.due(self.epoch + 1, self.epochs):
             names.append(self.files.numbered.name(self.epoch + 1))
-        learning_rate = self.learner.optimizer.param_groups[0]['lr']
+        last = self.learner.learning_rate(self.epoch + (self.step - 1) / self.step)
         if self.leads:
-            self.log.note(epoch=self.epoch, lr=learning_rate, **results, **self._best())
+            self.log.note(epoch=self.epoch, lr=last, **results, **self._best())
         self.epoch, self.step, self.metrics = self.epoch + 1, 0, None
         self.save(*names)
         if self.leads:
             self.log.draw()
 
     def save(self, *names: str) -> None:
-        """Write the state to files of these names; UserError, and nothing written, if it is not finite."""
+        """Write the state to files of these names; UserError, and nothing written, if it is not finite.
+
+        The first, which a run goes on from, is put in place last: one killed before that does the epoch again.
+        """
         self.check_finite()
         check_weights(self.learner.model)
         content = {
@@ -166,8 +170,8 @@ class Run:
             **self._best(),
         }
         with together():
-            for name in names * self.leads:
-                checkpoint.write(self.folder / name, content)
+            if self.leads:
+                checkpoint.write(content, *(self.folder / name for name in names[::-1]))
         self.newest = self.folder / names[0]
 
     def _best(self) -> dict[str, float]:
@@ -185,6 +189,16 @@ class Run:
         if self.step == 0 or self.metrics is None:
             return None
         return {'step': self.step, 'plan': self.plan, 'metrics': self.metrics.state_dict()}
+
+    def _start(self, found: Checkpoint | None, difference: str | None, seed: int, epoch: int) -> None:
+        own = [self.folder / name for name in self.files.names(self.epochs)]
+        if found and found.path in own:
+            raise UserError(f'{found.path} cannot be resumed: {difference}; give another --output')
+        output.refuse_overwriting(*own)
+        self.seed, self.epoch = seed, epoch
+        if found:
+            fresh = transfer(self.learner.model, found)
+            self.reporter.say(f'=> transferred {found.path}; left out, as initialised: {", ".join(fresh)}')
 
     def _resume(self, found: Checkpoint, seed: int | None) -> None:
         if seed is not None and found.seed not in (None, seed):

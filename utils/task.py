@@ -24,6 +24,7 @@ from utils.interrupt import StopRequest
 from utils.learner import Learner
 from utils.loop import evaluate, fit
 from utils.metrics import Metrics
+from utils.output import lock
 from utils.reporting import Reporter
 from utils.restore import Identity, load_for_evaluation
 from utils.run import Files, Run
@@ -70,11 +71,12 @@ def carry_out(task: Task, args: Namespace) -> None:
         batch_size = args.batch_size * (args.num_gpus if task.batch_per_gpu else 1)
         micro_batch, accumulate = micro_batches(batch_size, args.num_gpus, devices, not args.evaluate)
         check_training(task, args, compute, micro_batch, batch_size)
+        folder = nullcontext() if args.evaluate or rank() else lock(args.output)
         found = find_checkpoint(args, task.files)
     learner = make_learner(task, args, compute, accumulate)
     reporter = task.reporter(args.print_freq, micro_batch)
     reporter.say(describe(task, learner, args.arch, micro_batch))
-    with StopRequest() as stop:
+    with folder, StopRequest() as stop:
         validate = make_validation(task, args, learner, micro_batch, reporter, stop) if task.val_set else None
         if args.evaluate:
             with together():
@@ -94,7 +96,7 @@ def check_training(task: Task, args: Namespace, compute: Compute, micro_batch: i
         raise UserError(f'{world_size()} processes cannot share micro-batches of {micro_batch} equally (--batch-size)')
     check_part(task, args, smallest_part(micro_batch // world_size(), compute.devices))
     samples = len(task.train_set)
-    if samples < (task.smallest_batch or batch_size):
+    if samples < (task.smallest_batch or batch_size) or not train_batches(task, micro_batch, compute, seed=0):
         flags = f'--batch-size {args.batch_size}' + f' on --num-gpus {args.num_gpus}' * task.batch_per_gpu
         raise UserError(f'{samples} training samples are fewer than one batch ({flags})')
 
@@ -149,10 +151,15 @@ def train(
     with together():
         run = Run(args.output, task.files, identity, learner, args.epochs, plan, args.save_steps, reporter, stop)
         run.begin(found, args.seed, args.start_epoch, vars(args))
-    places = rank(), world_size(), learner.compute.devices
-    batches = TrainBatches(samples, micro_batch, run.seed, task.smallest_batch, *places)
+    batches = train_batches(task, micro_batch, learner.compute, run.seed)
     loader = DeviceLoader(task.train_set, batches, learner.compute, args.workers)
     fit(learner, loader, lambda: task.train_metrics(learner.compute.device), validate, run)
+
+
+def train_batches(task: Task, micro_batch: int, compute: Compute, seed: int) -> TrainBatches:
+    """This process's part of the batches of every epoch."""
+    places = rank(), world_size(), compute.devices
+    return TrainBatches(len(task.train_set), micro_batch, seed, task.smallest_batch, *places)
 
 
 def find_checkpoint(args: Namespace, files: Files) -> Checkpoint | None:

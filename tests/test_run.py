@@ -1,0 +1,131 @@
+"""A run and its folder: what a kill between two files leaves, who may write, what the log and its curves tell."""
+
+import os
+
+import pytest
+
+from tests.test_classify import LAST, assert_same, content, epochs
+from tests.test_segment import LAST as LAST_SEGMENTER
+from tests.test_segment import devkit, segment  # noqa: F401 - fixtures
+from utils import checkpoint, task
+from utils.compute import Compute
+from utils.errors import UserError
+from utils.interrupt import Stopped
+from utils.reporting import Log
+
+
+def killed_at(monkeypatch, place, suffix):
+    """The process ends in place of the file of this suffix that would be put in place as number `place`."""
+    replace, names = os.replace, []
+
+    def counting(source, target):
+        names.append(target.name) if target.name.endswith(suffix) else None
+        if len(names) == place:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, 'replace', counting)
+
+
+@pytest.mark.parametrize('place', [2, 3])  # of epoch 2: the numbered file, the last
+def test_run_killed_between_two_files_of_an_epoch_loses_neither(segment, tmp_path, monkeypatch, place):  # noqa: F811
+    numbered = LAST_SEGMENTER.replace('last', 'epoch2')
+    segment('--train', '--output', tmp_path / 'whole')
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        killed_at(patch, place, '.pth')
+        segment('--train')
+    segment('--train', '--auto-resume')
+    for name in LAST_SEGMENTER, numbered:
+        assert_same(content(tmp_path / 'run', name), content(tmp_path / 'whole', name))
+
+
+def test_disk_that_is_full_at_the_second_file_leaves_both_old_ones(tmp_path, monkeypatch):
+    paths, saved, fsync = [tmp_path / name for name in 'ab'], [], os.fsync
+
+    def full_at_the_second(handle):
+        saved.append(handle)
+        if len(saved) == 2:
+            raise OSError(28, 'No space left on device')
+        fsync(handle)
+
+    for path in paths:
+        path.write_text('old')
+    monkeypatch.setattr(os, 'fsync', full_at_the_second)
+    with pytest.raises(UserError, match=f'cannot write {paths[1]}'):
+        checkpoint.write({'state_dict': {}}, *paths)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {'a': 'old', 'b': 'old'}
+
+
+def test_what_a_killed_run_left_half_written_is_removed(classify, tmp_path):
+    names = [f'{LAST}.4677.tmp', 'model_best.pth.tar.12.tmp', 'other_checkpoint.pth.tar.12.tmp']
+    for name in names:
+        (tmp_path / name).write_bytes(b'half')
+    classify('--output', tmp_path, '--epochs', 0)
+    assert [name for name in names if (tmp_path / name).exists()] == names[2:]
+
+
+def test_folder_is_locked_before_its_checkpoint_is_read(classify, tmp_path, monkeypatch):
+    """Else a run that is just ending could write a newer one after it was read."""
+    order = []
+    for name in 'lock', 'find_checkpoint':
+        original = getattr(task, name)
+        monkeypatch.setattr(task, name, lambda *args, name=name, f=original: order.append(name) or f(*args))
+    classify('--output', tmp_path, '--epochs', 0)
+    assert order == ['lock', 'find_checkpoint']
+
+
+def test_learning_rate_of_an_epoch_that_was_stopped_while_tested_is_its_own(classify, tmp_path, monkeypatch):
+    def stopped(*_):
+        raise Stopped(143)
+
+    classify('--output', tmp_path, '--decay-epochs', 1, '--epochs', 1)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(task, 'evaluate', stopped)
+        classify('--output', tmp_path, '--decay-epochs', 1, '--auto-resume')
+    classify('--output', tmp_path, '--decay-epochs', 1, '--auto-resume')
+    assert [record['lr'] for record in epochs(tmp_path) if 'epoch' in record] == pytest.approx([0.05, 0.005])
+
+
+def test_curves_are_of_one_run(tmp_path):
+    log = Log(tmp_path)
+
+    def ran(name, begin, *losses):
+        log.start({}, name, from_epoch=begin)
+        for epoch, loss in enumerate(losses, begin):
+            log.note(epoch=epoch, train={'loss': loss})
+        return [record['train']['loss'] for record in log.epochs()]
+
+    assert ran('a', 0, 9.0, 8.0, 7.0) == [9, 8, 7]
+    assert ran('b', 0, 6.0) == [6]
+    assert ran('b', 1, 5.0) == [6, 5]
+    assert ran('a', 3, 4.0) == [9, 8, 7, 4]
+    assert ran('a', 1, 3.0) == [9, 3]  # from an older checkpoint
+    assert ran('a', 0) == []
+
+
+def test_log_names_the_checkpoint(classify, tmp_path):
+    classify('--output', tmp_path, '--epochs', 0)
+    assert epochs(tmp_path)[0]['checkpoint'] == LAST
+
+
+def test_resumed_run_that_is_over_says_so(classify, tmp_path, capsys):
+    classify('--output', tmp_path, '--epochs', 1)
+    capsys.readouterr()
+    classify('--output', tmp_path, '--epochs', 1, '--auto-resume')
+    assert '=> nothing to train: 1 epochs are done, and --epochs is 1\n' in capsys.readouterr().out
+
+
+def test_own_checkpoint_of_other_classes_is_told_apart(classify, folder, tmp_path, capsys):
+    classify('--output', tmp_path, '--epochs', 1)
+    for part in 'train', 'val':
+        (folder / part / 'fox').rename(folder / part / 'gnu')
+    told = f'{tmp_path / LAST} cannot be resumed: its classes differ: fox where the data has gnu; give another --output'
+    assert told in classify.error(capsys, '--output', tmp_path, '--auto-resume')
+
+
+def test_run_whose_devices_would_get_too_few_is_refused(segment, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """13 images on four devices are 4, 4, 4 and 1, which no net of two at least can be trained on."""
+    monkeypatch.setattr(Compute, 'devices', 4)
+    told = segment.error(capsys, '--train', '-b', 16)
+    assert '13 training samples are fewer than one batch (--batch-size 16)' in told
+    assert not (tmp_path / 'run').exists()
