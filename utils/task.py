@@ -72,6 +72,7 @@ def carry_out(task: Task, args: Namespace) -> None:
         micro_batch, accumulate = micro_batches(batch_size, args.num_gpus, devices, not args.evaluate)
         check_training(task, args, compute, micro_batch, batch_size)
         folder = nullcontext() if args.evaluate or rank() else lock(args.output)
+    with together():  # when the folder is ours: its checkpoint stays as it is read
         found = find_checkpoint(args, task.files)
     learner = make_learner(task, args, compute, accumulate)
     reporter = task.reporter(args.print_freq, micro_batch)
