@@ -1,6 +1,8 @@
 """The benchmark of nets: its table and file, from a small net; times themselves are not looked at."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tools import benchmark
 from utils import net_speed
 from utils.apart import Apart
 from utils.cost import count_macs
+from utils.errors import UserError
 from utils.net_speed import Way, Work
 
 MIB = 2**20
@@ -26,7 +29,7 @@ class Heavy(TinyNet):
 class Here:
     """Apart, in this process."""
 
-    def __init__(self, make_step, device, *args):
+    def __init__(self, name, make_step, device, *args):
         self.step = make_step(*args)
 
     def __call__(self):
@@ -43,14 +46,29 @@ class Here:
 
 
 def two_steps_peak(way, work):
-    with Apart(net_speed.step_of, torch.device('cpu'), way, work) as step:
+    with Apart('net', net_speed.step_of, torch.device('cpu'), way, work) as step:
         step()
         step()
         return step.peak()
 
 
-def failing():
+def ending():
     raise SystemExit(3)
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def unmade():
+    raise ValueError('no such size')
+
+
+def failing():
+    def step():
+        raise MemoryError
+
+    return step
 
 
 @pytest.fixture
@@ -119,9 +137,20 @@ def test_peak_memory_is_that_of_one_way_alone():
     assert ballast.numel() and 200 * MIB <= heavy - light < 250 * MIB
 
 
-def test_a_process_that_ends_is_told_of():
-    with Apart(failing, torch.device('cpu')) as step, pytest.raises(ChildProcessError, match='exit code 3'):
+@pytest.mark.parametrize(
+    'make_step, told',
+    [
+        (ending, 'net: its process ended with exit code 3'),
+        (killed, 'net: its process ended with exit code -9 (killed, perhaps for want of memory)'),
+        (unmade, 'net: no such size'),
+        (failing, 'net: MemoryError'),
+    ],
+)
+def test_a_step_that_fails_is_told_of_in_one_line(make_step, told, capfd):
+    with pytest.raises(UserError) as error, Apart('net', make_step, torch.device('cpu')) as step:
         step()
+    assert str(error.value) == told
+    assert capfd.readouterr().err == ''
 
 
 def test_a_file_that_cannot_be_written_is_an_error_before_the_work(bench, tmp_path, capsys, monkeypatch):

@@ -117,6 +117,22 @@ def test_errors_are_told_once(folder, tmp_path, classify, capsys):
         assert not re.search(r'Traceback.*/utils/', errors, re.S)
 
 
+@pytest.mark.parametrize(
+    'flags, told',
+    [
+        (['--dist-url', 'foo'], 'error: --dist-url foo: No rendezvous handler for ://; processes meet at tcp://HOST:PORT'),
+        (['--dist-url', 'tcp://127.0.0.1'], 'error: --dist-url tcp://127.0.0.1: .* port number missing; .*'),
+        (['--dist-backend', 'nccl'], 'error: --dist-backend nccl needs GPUs, .*'),
+    ],
+)
+def test_where_and_through_what_processes_cannot_meet_is_told(folder, tmp_path, flags, told):
+    command = [sys.executable, WORKER, 'docker_classify', folder, *SMALL, '--output', tmp_path / 'run', *flags]
+    with start([*command, '--world-size', 2, '--rank', 0]) as process:
+        _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert re.fullmatch(f'{told}\n', errors)
+
+
 def test_a_process_with_too_few_images_is_refused(devkit, tmp_path):  # noqa: F811 - the fixture
     common = f'segment --train --exp x --data {devkit} -a tiny --crop-size 33 --workers 0 --device cpu'.split()
     command = [*RUN, '--nproc_per_node=2', WORKER, *common, '--batch-size', 2, '--output', tmp_path]

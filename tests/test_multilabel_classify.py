@@ -75,6 +75,14 @@ def test_annotation_without_area(tmp_path):
         read_table(write_json(tmp_path / 'a.json', value))
 
 
+@pytest.mark.parametrize('part', ['images', 'categories', 'annotations'])
+def test_annotation_file_without_a_part_is_named(tmp_path, part):
+    value = annotations()
+    del value[part]
+    with pytest.raises(UserError, match='a.json'):
+        read_table(write_json(tmp_path / 'a.json', value))
+
+
 @pytest.mark.parametrize('text', ['{"images": [', '[]', '{"images": [{"id": 1}], "categories": [{"id": 1}]}', '{}'])
 def test_damaged_annotation_file_is_named(tmp_path, text):
     (tmp_path / 'a.json').write_text(text)

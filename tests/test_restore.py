@@ -10,6 +10,7 @@ from tests.test_segment import devkit, segment  # noqa: F401 - fixtures
 from utils import checkpoint
 from utils.errors import UserError
 from utils.restore import Identity, head_difference, load_optimizer, resume, transfer
+from utils.trained import count_outputs
 
 
 def test_momentum_is_placed_over_parameters_without_a_gradient(tmp_path):
@@ -75,6 +76,7 @@ def test_transfer_refuses_any_other_difference(tmp_path):
     [
         ({'task': 'coco'}, 'its task is coco, not imagenet'),
         ({'classes': ['0', '1', 'x', '3', '4']}, 'its classes differ: x where the data has 2'),
+        ({'classes': ['0', '1']}, 'it names 2 classes, not 5'),
         ({'task': 'imagenet', 'classes': list('01234')}, ''),
     ],
 )
@@ -106,6 +108,35 @@ def test_optimizer_that_does_not_fit_is_an_error(tmp_path):
     torch.save(content, tmp_path / 'file')
     with pytest.raises(UserError, match=r'momentum 0 is \(2,\), its parameter \(8, 3, 3, 3\)'):
         load_optimizer(optimizer, checkpoint.read(tmp_path / 'file'))
+
+
+@pytest.mark.parametrize(
+    'saved, told',
+    [
+        ({'state': {}}, "has no 'param_groups'"),
+        ({'state': {}, 'param_groups': [{}]}, "has no 'params'"),
+        ({'state': [], 'param_groups': [{'params': [0]}]}, "is not of PyTorch's form"),
+        ([{}, {}], "is not of PyTorch's form"),
+    ],
+)
+def test_optimizer_of_another_form_is_an_error_where_it_is_needed(tmp_path, saved, told):
+    model, optimizer = trained()
+    torch.save(released(model, optimizer) | {'optimizer': saved}, tmp_path / 'file')
+    found = checkpoint.read(tmp_path / 'file')
+    resume(model, found)
+    with pytest.raises(UserError, match=f'file: its optimizer {told}'):
+        load_optimizer(optimizer, found)
+
+
+def test_head_without_dimensions_does_not_fit(tmp_path):
+    model, optimizer = trained()
+    state = {**model.state_dict(), 'fc.weight': torch.tensor(1.0), 'fc.bias': torch.tensor(1.0)}
+    torch.save(released(model, optimizer) | {'state_dict': state}, tmp_path / 'file')
+    found = checkpoint.read(tmp_path / 'file')
+    assert head_difference(found, model, NET) == ''
+    with pytest.raises(UserError, match=r'does not fit the net: of another shape: fc.weight \(\) instead of \(5, 16\)'):
+        resume(model, found)
+    assert count_outputs(found, TinyNet) == 1  # so that load_net comes as far as resume
 
 
 @pytest.mark.parametrize('name, classes', [('resnext50_elastic', 1000), ('dla60x', 1000), ('dla60x', 8)])

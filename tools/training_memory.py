@@ -59,7 +59,8 @@ def main(args: Namespace) -> None:
 
 def peak_of_two(arch: str, batch: int, recomputed: bool, args: Namespace) -> int:
     """Bytes that a net and two training steps take: the first one makes the momentum."""
-    with Apart(training, Compute(args.device).device, arch, batch, recomputed, args) as step:
+    name = f'{arch}, {"recomputed" if recomputed else "kept"}, {batch} at a time'
+    with Apart(name, training, Compute(args.device).device, arch, batch, recomputed, args) as step:
         step()
         step()
         return step.peak()

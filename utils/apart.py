@@ -1,12 +1,14 @@
 """Steps done in processes of their own: none is charged with another's memory, none has another's settings."""
 
 import multiprocessing
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
 import torch
 
+from utils.errors import UserError
 from utils.memory import peak_memory
 
 Step = Callable[[], object]
@@ -15,10 +17,12 @@ Step = Callable[[], object]
 class Apart:
     """make_step(*args) in a process of its own, to be called step by step; a context, at whose end the process ends.
 
-    `make_step` must be a function of a module, and `args` what can be pickled. ChildProcessError where it fails.
+    `make_step` must be a function of a module, and `args` what can be pickled. UserError that begins with `name` and
+    tells why where it fails: nets meet sizes that they cannot take, and machines have only so much memory.
     """
 
-    def __init__(self, make_step: Callable[..., Step], device: torch.device, *args):
+    def __init__(self, name: str, make_step: Callable[..., Step], device: torch.device, *args):
+        self.name = name
         context = multiprocessing.get_context('spawn')
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, make_step, device, args), daemon=True)
@@ -35,11 +39,15 @@ class Apart:
 
     def _ask(self, what: str) -> int | None:
         try:
-            self.connection.send(what)
-            return self.connection.recv()
+            with suppress(BrokenPipeError):  # it may have failed before it was asked: it has said why
+                self.connection.send(what)
+            answer = self.connection.recv()
         except (EOFError, OSError) as error:
             self.process.join()
-            raise ChildProcessError(f'a step ended its process, with exit code {self.process.exitcode}') from error
+            raise UserError(f'{self.name}: its process ended with {_end(self.process.exitcode)}') from error
+        if isinstance(answer, str):
+            raise UserError(f'{self.name}: {answer}')
+        return answer
 
     def __enter__(self) -> 'Apart':
         return self
@@ -49,13 +57,25 @@ class Apart:
         self.process.join()
 
 
+def _end(code: int) -> str:
+    return f'exit code {code}' + ' (killed, perhaps for want of memory)' * (code == -signal.SIGKILL)
+
+
 def _serve(connection: Connection, make_step: Callable[..., Step], device: torch.device, args: tuple) -> None:
+    """Answer until nobody asks any more; with the reason, and nothing after it, when a step fails."""
+    with suppress(OSError, KeyboardInterrupt):  # nobody is there to be told
+        try:
+            _answer(connection, make_step, device, args)
+        except Exception as error:
+            connection.send(str(error) or type(error).__name__)
+
+
+def _answer(connection: Connection, make_step: Callable[..., Step], device: torch.device, args: tuple) -> None:
     before = peak_memory(device)
     step = make_step(*args)
-    with suppress(EOFError, KeyboardInterrupt):
-        while True:
-            if connection.recv() == 'step':
-                step()
-                connection.send(None)
-            else:
-                connection.send(peak_memory(device) - before)
+    while True:
+        if connection.recv() == 'step':
+            step()
+            connection.send(None)
+        else:
+            connection.send(peak_memory(device) - before)

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import isfinite
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.errors import UserError
+from utils.errors import UserError, named
 
 # NumPy scalars (a best error, say) are data; every other class in a pickle is refused.
 # Files written with NumPy 1 name its old module.
@@ -28,6 +30,16 @@ NUMPY_SCALARS = [
     (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
     (np._core.multiarray.scalar, 'numpy._core.multiarray.scalar'),
 ]
+# What the values must be that are not None; the optimizer's form is looked at when it is needed.
+KINDS = {
+    'arch': (str, 'a name'),
+    'task': (str, 'a name'),
+    'classes': (list, 'a list of names'),
+    'seed': (Integral, 'a whole number'),
+    'scaler': (dict, 'a dict'),
+    'position': (dict, 'a dict'),
+    'processes': (list, 'a list'),
+}
 
 
 @dataclass
@@ -52,7 +64,8 @@ def read(path: str | os.PathLike) -> Checkpoint:
     """Read a checkpoint of any age onto the CPU without executing anything in it.
 
     `module.`, which DataParallel puts before every name, is taken off. Raises UserError for a file that is missing,
-    damaged, no checkpoint, or whose pickle holds anything but tensors, plain values and NumPy scalars.
+    damaged, no checkpoint, whose pickle holds anything but tensors, plain values and NumPy scalars, or whose values are
+    of other kinds than ours.
     """
     path = Path(path)
     content = _load(path)
@@ -62,8 +75,9 @@ def read(path: str | os.PathLike) -> Checkpoint:
         content = {'state_dict': content}
     known = {name: content[name] for name in Checkpoint.__dataclass_fields__ if content.get(name) is not None}
     known['state_dict'] = _without_module(path, content['state_dict'])
-    known['best'] = {name: float(value) for name, value in content.items() if name.startswith('best_')}
-    return Checkpoint(**{**known, 'path': path, 'epoch': int(content.get('epoch', 0))})
+    known['best'] = _best(content)
+    _check_kinds(path, known)
+    return Checkpoint(**{**known, 'path': path, 'epoch': _epoch(path, known.get('epoch', 0))})
 
 
 def write(content: Mapping[str, Any], *paths: Path) -> None:
@@ -126,11 +140,48 @@ def _refusal(path: Path, message: str) -> str:
 
 
 def _without_module(path: Path, state: Any) -> dict[str, Tensor]:
-    is_state = isinstance(state, Mapping) and state and all(isinstance(value, Tensor) for value in state.values())
-    if not is_state:
+    if not (isinstance(state, Mapping) and state and all(map(_is_named_tensor, state.items()))):
         raise UserError(f'{path}: holds no state_dict of named tensors')
     wrapped = all(name.startswith('module.') for name in state)
     return {name.removeprefix('module.') if wrapped else name: value for name, value in state.items()}
+
+
+def _is_named_tensor(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+
+
+def _best(content: Mapping[str, Any]) -> dict[str, float]:
+    best = {name: _number(value) for name, value in content.items() if str(name).startswith('best_')}
+    return {name: value for name, value in best.items() if value is not None}
+
+
+def _epoch(path: Path, value: Any) -> int:
+    number = _number(value)
+    if number is None or not isfinite(number):
+        raise UserError(f'{path}: its epoch is no number but {value!r:.40}')
+    return int(number)
+
+
+def _number(value: Any) -> float | None:
+    """A number of Python's or NumPy's or in a tensor; None for anything else."""
+    is_number = isinstance(value, Real) or isinstance(value, Tensor) and value.numel() == 1
+    return float(value) if is_number else None
+
+
+def _check_kinds(path: Path, known: Mapping[str, Any]) -> None:
+    for name, (kind, words) in KINDS.items():
+        if name in known and not isinstance(known[name], kind):
+            raise UserError(f'{path}: its {name} is a {type(known[name]).__name__}, not {words}')
+    if 'position' in known:
+        _check_keys(path, 'position', known['position'], ('step', 'plan', 'metrics'))
+    for process in known.get('processes', ()):
+        _check_keys(path, 'processes', process, ('statistics', 'metrics'))
+
+
+def _check_keys(path: Path, name: str, value: Any, keys: tuple[str, ...]) -> None:
+    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+    if missing:
+        raise UserError(f'{path}: its {name} has no {named(missing)}')
 
 
 def _sync_folder(folder: Path) -> None:

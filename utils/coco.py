@@ -68,8 +68,8 @@ def read_table(path: Path) -> Table:
     """
     coco = _read(path)
     images, categories, annotations = (coco.dataset.get(key, []) for key in ('images', 'categories', 'annotations'))
-    if not images or not categories:
-        raise UserError(f'{path}: lists no images or no categories')
+    if not images or not categories or not annotations:  # without the last, as image_info_*.json: all would be absent
+        raise UserError(f'{path}: lists no images, no categories or no annotations')
     try:
         rows = _places(path, annotations, 'image_id', [image['id'] for image in images])
         columns = _places(path, annotations, 'category_id', [category['id'] for category in categories])

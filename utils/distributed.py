@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed import Store
 from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import UserError, tell
@@ -64,13 +65,24 @@ def _meet(args: Namespace, number: int, world: int, address: str) -> None:
     if on_gpus:
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', number)) % torch.cuda.device_count())
     backend = args.dist_backend or ('nccl' if on_gpus else 'gloo')
+    if backend == 'nccl' and not on_gpus:
+        raise UserError('--dist-backend nccl needs GPUs, and none is used here: gloo works everywhere')
     timeout = timedelta(seconds=args.dist_timeout)
-    store, number, world = next(rendezvous(address, number, world, timeout=timeout))
+    store, number, world = _rendezvous(address, number, world, timeout)
     # A launcher that starts killed processes anew keeps its store, where the dead ones' addresses still are.
     store = distributed.PrefixStore(f'attempt {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
     # NCCL cannot send what is not on a GPU.
     backend = 'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend
     distributed.init_process_group(backend, store=store, rank=number, world_size=world, timeout=timeout)
+
+
+def _rendezvous(address: str, number: int, world: int, timeout: timedelta) -> tuple[Store, int, int]:
+    try:
+        return next(rendezvous(address, number, world, timeout=timeout))
+    except distributed.DistError:  # nobody came: the address itself was understood
+        raise
+    except (RuntimeError, ValueError, AssertionError) as error:  # what torch finds wrong with an address
+        raise UserError(f'--dist-url {address}: {error}; processes meet at tcp://HOST:PORT') from error
 
 
 @contextmanager

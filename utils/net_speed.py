@@ -111,13 +111,18 @@ def measure(ways: list[Way], work: Work, rounds: int) -> list[dict[str, Any]]:
     amps = dict.fromkeys(way.amp for way in ways)
     products = {f'matrix product, {amp}': matrix_product(Compute(work.device, amp)) for amp in amps}
     with ExitStack() as stack:
-        own = {way: stack.enter_context(Apart(step_of, way.compute(work.device).device, way, work)) for way in ways}
+        own = {way: stack.enter_context(apart(way, work)) for way in ways}
         steps = {str(way): step for way, step in own.items()} | {name: step for name, (step, _) in products.items()}
         seconds = interleaved(steps, rounds, warm_up=2)
         peaks = {way: step.peak() for way, step in own.items()}
     reached = {name: rates(operations, seconds[name])['median'] for name, (_, operations) in products.items()}
     rows = [row(way, peak, seconds, reached, work) for way, peak in peaks.items()]
     return rows + [{'name': name, 'flops': flops} for name, flops in reached.items()]
+
+
+def apart(way: Way, work: Work) -> Apart:
+    """The way's step, in its own process."""
+    return Apart(str(way), step_of, way.compute(work.device).device, way, work)
 
 
 def row(

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +35,11 @@ def head_difference(checkpoint: Checkpoint, model: nn.Module, wanted: Identity) 
         return f'it holds no {" or ".join(model.heads)}, so it is of a classifier, or of another net'
     for name, value in module_state(model, model.heads).items():
         saved = checkpoint.state_dict.get(name)
-        if saved is not None and saved.shape[:1] != value.shape[:1]:
+        if saved is not None and saved.dim() and len(saved) != len(value):
             return f'its head has {len(saved)} classes, not {len(value)}'
     if checkpoint.classes is not None and checkpoint.classes != wanted.classes:
+        if len(checkpoint.classes) != len(wanted.classes):
+            return f'it names {len(checkpoint.classes)} classes, not {len(wanted.classes)}'
         old, new = next(pair for pair in zip(checkpoint.classes, wanted.classes, strict=True) if pair[0] != pair[1])
         return f'its classes differ: {old} where the data has {new}'
     return ''
@@ -111,21 +112,30 @@ def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> 
     """Load the momentum by position over all parameters in order, also those that never get a gradient.
 
     That fits the files of 2019, keyed by object ids, as well as ours, keyed by 0..n. Learning rate, momentum and
-    weight decay stay those of `optimizer`. Raises UserError where number or shapes differ.
+    weight decay stay those of `optimizer`. Raises UserError where form, number or shapes differ.
     """
-    saved = checkpoint.optimizer
-    if saved is None:
+    if checkpoint.optimizer is None:
         return
-    keys = [key for group in saved['param_groups'] for key in group['params']]
+    momenta = _momenta(checkpoint)
     parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
-    if len(keys) != len(parameters):
-        raise UserError(f'{checkpoint.path}: optimizer of {len(keys)} parameters, the net has {len(parameters)}')
-    for position, (key, parameter) in enumerate(zip(keys, parameters, strict=True)):
-        _load_momentum(optimizer, parameter, saved['state'].get(key, {}), f'{checkpoint.path}: momentum {position}')
+    if len(momenta) != len(parameters):
+        raise UserError(f'{checkpoint.path}: optimizer of {len(momenta)} parameters, the net has {len(parameters)}')
+    for position, (momentum, parameter) in enumerate(zip(momenta, parameters, strict=True)):
+        _load_momentum(optimizer, parameter, momentum, f'{checkpoint.path}: momentum {position}')
 
 
-def _load_momentum(optimizer: torch.optim.Optimizer, parameter: Tensor, saved: Mapping[str, Any], where: str) -> None:
-    momentum = saved.get('momentum_buffer')
+def _momenta(checkpoint: Checkpoint) -> list[Tensor | None]:
+    """The saved momentum of each parameter."""
+    saved = checkpoint.optimizer
+    try:
+        keys = [key for group in saved['param_groups'] for key in group['params']]
+        return [saved['state'].get(key, {}).get('momentum_buffer') for key in keys]
+    except (KeyError, TypeError, AttributeError) as error:
+        told = f'has no {error}' if isinstance(error, KeyError) else f"is not of PyTorch's form ({error})"
+        raise UserError(f'{checkpoint.path}: its optimizer {told}') from error
+
+
+def _load_momentum(optimizer: torch.optim.Optimizer, parameter: Tensor, momentum: Tensor | None, where: str) -> None:
     if momentum is None:
         return
     if momentum.shape != parameter.shape:

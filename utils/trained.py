@@ -74,7 +74,7 @@ def count_outputs(found: Checkpoint, build: Builder) -> int:
     *_, last = module_state(net, net.heads)  # the bias of the last layer
     if last not in found.state_dict:
         raise UserError(f'{found.path}: a checkpoint of another net, it holds no {last}')
-    return len(found.state_dict[last])
+    return found.state_dict[last].shape[:1].numel()
 
 
 def _agreed(found: Checkpoint, said: str | None, given: str | None) -> str | None:
