@@ -7,7 +7,7 @@ import pytest
 from tests.test_classify import LAST, assert_same, content, epochs
 from tests.test_segment import LAST as LAST_SEGMENTER
 from tests.test_segment import devkit, segment  # noqa: F401 - fixtures
-from utils import checkpoint, task
+from utils import checkpoint, reporting, task
 from utils.compute import Compute
 from utils.errors import UserError
 from utils.interrupt import Stopped
@@ -101,6 +101,17 @@ def test_curves_are_of_one_run(tmp_path):
     assert ran('a', 3, 4.0) == [9, 8, 7, 4]
     assert ran('a', 1, 3.0) == [9, 3]  # from an older checkpoint
     assert ran('a', 0) == []
+
+
+def test_curves_show_what_there_is(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(reporting, 'write_figure', lambda figure, *_, **__: drawn.extend(figure.axes))
+    trained_only = [{'epoch': epoch, 'train': {'loss': 1.0 - epoch / 2}} for epoch in range(2)]
+    reporting.draw_curves(trained_only, tmp_path / 'curves.png')
+    (panel,) = drawn
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == ['train']
+    assert panel.lines[0].get_xydata().tolist() == [[1, 1], [2, 0.5]]
+    assert all(tick == int(tick) for tick in panel.get_xticks())
 
 
 def test_log_names_the_checkpoint(classify, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from utils.distributed import rank
@@ -138,8 +139,10 @@ def draw_curves(epochs: list[dict[str, Any]], picture: Path, columns: int = 4) -
     for place, quantity in enumerate(quantities, 1):
         panel = figure.add_subplot(rows, columns, place)
         for part, records in parts.items():
-            points = [(record['epoch'] + 1, record[part][quantity]) for record in records if quantity in record[part]]
-            panel.plot([x for x, _ in points], [y for _, y in points], marker='.', label=part)
+            points = {record['epoch'] + 1: record[part][quantity] for record in records if quantity in record[part]}
+            if points:
+                panel.plot(list(points), list(points.values()), marker='.', label=part)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set(title=quantity, xlabel='epochs done', ylim=(0, None))
         panel.grid(alpha=0.3)
         if place == 1:

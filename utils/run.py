@@ -143,9 +143,9 @@ class Run:
             names.append(self.files.best.name)
         if self.files.numbered and self.files.numbered.due(self.epoch + 1, self.epochs):
             names.append(self.files.numbered.name(self.epoch + 1))
-        last = self.learner.learning_rate(self.epoch + (self.step - 1) / self.step)
+        learning_rate = self.learner.learning_rate(self.epoch + (self.step - 1) / self.step)
         if self.leads:
-            self.log.note(epoch=self.epoch, lr=last, **results, **self._best())
+            self.log.note(epoch=self.epoch, lr=learning_rate, **results, **self._best())
         self.epoch, self.step, self.metrics = self.epoch + 1, 0, None
         self.save(*names)
         if self.leads:
