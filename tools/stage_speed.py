@@ -31,6 +31,7 @@ from utils.arguments import Parser, positive
 from utils.compute import Compute
 from utils.cost import macs_of_modules
 from utils.errors import exit_cleanly
+from utils.interleaved import interleaved
 from utils.memory import keep_freed_memory
 
 WARM_UP = 2  # rounds that do not count
@@ -84,12 +85,13 @@ def measure(nets: dict[str, nn.Module], args: Namespace, compute: Compute) -> di
     images = compute.images(torch.randn(args.batch_size, 3, args.image_size, args.image_size)).to(compute.dtype)
     work = {name: stage_operations(net, args) for name, net in nets.items()}
     calls = {name: [] for name in nets}
-    with torch.inference_mode():
-        for _ in range(WARM_UP + args.rounds):
-            for name, net in nets.items():
-                with timed(net, list(work[name])) as seconds:
-                    net(images)
-                calls[name].append(seconds)
+
+    def test(name: str) -> None:
+        with torch.inference_mode(), timed(nets[name], list(work[name])) as seconds:
+            nets[name](images)
+        calls[name].append(seconds)
+
+    interleaved({name: partial(test, name) for name in nets}, args.rounds, WARM_UP)
     return {name: medians(work[name], calls[name][WARM_UP:]) for name in nets}
 
 
