@@ -9,9 +9,8 @@ import time
 import pytest
 import torch
 
-from tests.test_classify import LAST, MEASURED, PAIR, assert_same, content, epochs
+from tests.runs import LAST, MEASURED, PAIR, assert_same, content, epochs
 from tests.test_distributed import RUN, SMALL, WORKER, start, torchrun
-from tests.test_segment import devkit  # noqa: F401 - a fixture
 from utils import checkpoint
 
 
@@ -133,7 +132,7 @@ def test_where_and_through_what_processes_cannot_meet_is_told(folder, tmp_path, 
     assert re.fullmatch(f'{told}\n', errors)
 
 
-def test_a_process_with_too_few_images_is_refused(devkit, tmp_path):  # noqa: F811 - the fixture
+def test_a_process_with_too_few_images_is_refused(devkit, tmp_path):
     common = f'segment --train --exp x --data {devkit} -a tiny --crop-size 33 --workers 0 --device cpu'.split()
     command = [*RUN, '--nproc_per_node=2', WORKER, *common, '--batch-size', 2, '--output', tmp_path]
     with start(command) as process:

@@ -6,7 +6,6 @@ import torch
 import models
 from tests.conftest import TinyNet
 from tests.test_checkpoint import NET, released, trained
-from tests.test_segment import devkit, segment  # noqa: F401 - fixtures
 from utils import checkpoint
 from utils.errors import UserError
 from utils.restore import Identity, head_difference, load_optimizer, resume, transfer
@@ -162,7 +161,7 @@ def test_segmenter_of_other_classes_is_transferred(tmp_path):
     assert left == ['dla_up', 'fc', 'up']
 
 
-def test_released_files_are_told_apart(segment, tmp_path, capsys):  # noqa: F811
+def test_released_files_are_told_apart(segment, tmp_path, capsys):
     """Files of the reference name neither task nor, for VOC, the net."""
     torch.manual_seed(0)
     states = {

@@ -4,9 +4,7 @@ import os
 
 import pytest
 
-from tests.test_classify import LAST, assert_same, content, epochs
-from tests.test_segment import LAST as LAST_SEGMENTER
-from tests.test_segment import devkit, segment  # noqa: F401 - fixtures
+from tests.runs import LAST, LAST_OF_VOC, assert_same, content, epochs
 from utils import checkpoint, reporting, task
 from utils.compute import Compute
 from utils.errors import UserError
@@ -28,14 +26,14 @@ def killed_at(monkeypatch, place, suffix):
 
 
 @pytest.mark.parametrize('place', [2, 3])  # of epoch 2: the numbered file, the last
-def test_run_killed_between_two_files_of_an_epoch_loses_neither(segment, tmp_path, monkeypatch, place):  # noqa: F811
-    numbered = LAST_SEGMENTER.replace('last', 'epoch2')
+def test_run_killed_between_two_files_of_an_epoch_loses_neither(segment, tmp_path, monkeypatch, place):
+    numbered = LAST_OF_VOC.replace('last', 'epoch2')
     segment('--train', '--output', tmp_path / 'whole')
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         killed_at(patch, place, '.pth')
         segment('--train')
     segment('--train', '--auto-resume')
-    for name in LAST_SEGMENTER, numbered:
+    for name in LAST_OF_VOC, numbered:
         assert_same(content(tmp_path / 'run', name), content(tmp_path / 'whole', name))
 
 
@@ -134,7 +132,7 @@ def test_own_checkpoint_of_other_classes_is_told_apart(classify, folder, tmp_pat
     assert told in classify.error(capsys, '--output', tmp_path, '--auto-resume')
 
 
-def test_run_whose_devices_would_get_too_few_is_refused(segment, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_run_whose_devices_would_get_too_few_is_refused(segment, tmp_path, capsys, monkeypatch):
     """13 images on four devices are 4, 4, 4 and 1, which no net of two at least can be trained on."""
     monkeypatch.setattr(Compute, 'devices', 4)
     told = segment.error(capsys, '--train', '-b', 16)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from tests.pictures import SIZES, STEP, scene
 from utils.batches import EvalBatches, TrainBatches
 from utils.compute import Compute
 from utils.confusion import IGNORED
@@ -16,19 +17,6 @@ from utils.multiscale import MultiScale
 from utils.schedules import poly
 from utils.segmentation import RunningLoss, segmentation_loss
 from utils.voc import Scenes, Target, groups_of_one_size, open_scene, open_scenes
-
-STEP = 12  # grey levels from one label to the next in the pictures of these tests
-
-
-def scene(height, width, seed=0, cell=1):
-    """A picture whose brightness tells the labels 0..20 of its mask, in square cells."""
-    labels = np.random.RandomState(seed).randint(0, 21, (-(-height // cell), -(-width // cell)))
-    labels = labels.repeat(cell, 0).repeat(cell, 1)[:height, :width].astype(np.uint8)
-    picture = Image.fromarray(np.repeat(labels[..., None] * STEP, 3, 2))
-    return picture, Image.fromarray(labels)
-
-
-SIZES = [(1, 1), (1, 600), (37, 52), (333, 500), (512, 513), (514, 500), (600, 400), (577, 578)]
 
 
 @pytest.mark.parametrize('height, width', SIZES)
