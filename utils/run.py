@@ -11,13 +11,13 @@ from models.norm import statistics
 from utils import checkpoint, output
 from utils.checkpoint import Checkpoint
 from utils.distributed import everyones, is_distributed, rank, together, world_size
-from utils.errors import UserError
+from utils.errors import UserError, reading
 from utils.finite import FiniteLoss, check_weights
 from utils.interrupt import Stopped, StopRequest
 from utils.learner import Learner
 from utils.metrics import Metrics
 from utils.reporting import Log, Reporter
-from utils.restore import Identity, head_difference, load_optimizer, resume, transfer
+from utils.restore import Identity, check_fit, head_difference, load_optimizer, resume, transfer
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ class Run:
     def resumed_metrics(self, metrics: Metrics) -> Metrics:
         """Let an epoch's new metrics go on from where the resumed ones stopped."""
         if self.metrics_state is not None:
-            metrics.load_state_dict(self.metrics_state)
+            with reading(f'{self.newest}: its metrics has another form'):
+                metrics.load_state_dict(self.metrics_state)
         self.metrics, self.metrics_state = metrics, None
         return metrics
 
@@ -206,9 +207,10 @@ class Run:
         self._take_position(found)
         resume(self.learner.model, found)
         self._take_own(found)
-        load_optimizer(self.learner.optimizer, found)
+        load_optimizer(self.learner.model, self.learner.optimizer, found)
         if found.scaler and self.learner.scaler.is_enabled():
-            self.learner.scaler.load_state_dict(found.scaler)
+            with reading(f'{found.path}: its scaler has another form'):
+                self.learner.scaler.load_state_dict(found.scaler)
         self.seed = (seed or 0) if found.seed is None else found.seed
         self.epoch, self.newest = found.epoch, found.path
         if self.files.best:
@@ -222,12 +224,16 @@ class Run:
             old, new = (', '.join(f'{k} {v}' for k, v in p.items()) for p in (found.position['plan'], self.plan))
             raise UserError(f'{found.path} was saved inside an epoch of {old}; it cannot go on with {new}')
         self.step, self.metrics_state = found.position['step'], found.position['metrics']
+        samples, micro_batch, *_ = self.plan.values()
+        if self.step * micro_batch >= samples + micro_batch:
+            raise UserError(f'{found.path}: its position is step {self.step} of an epoch of {samples} samples')
 
     def _take_own(self, found: Checkpoint) -> None:
         """Go on with this process's own statistics and counts; a job of another size takes the first one's."""
         if found.processes and len(found.processes) == world_size():
-            own = found.processes[rank()]
-            for name, value in statistics(self.learner.model).items():
+            own, statistics_here = found.processes[rank()], statistics(self.learner.model)
+            check_fit(statistics_here, own['statistics'], found.path)
+            for name, value in statistics_here.items():
                 value.copy_(own['statistics'][name])
             self.metrics_state = own['metrics']
         elif not self.leads:
