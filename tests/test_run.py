@@ -76,7 +76,7 @@ def test_second_net_in_a_folder_is_told_where_to_go(classify, small, tmp_path, c
 
 
 @pytest.mark.parametrize('name', ['{}', '{0.__class__}', '}{', '%s'])
-def test_experiment_may_have_any_name(segment, tmp_path, name):  # noqa: F811
+def test_experiment_may_have_any_name(segment, tmp_path, name):
     segment('--train', '--epochs', 1, '--exp', name)
     ends = 'epoch1', 'last'
     assert sorted(path.name for path in (tmp_path / 'run').glob('*.pth')) == [
@@ -85,7 +85,7 @@ def test_experiment_may_have_any_name(segment, tmp_path, name):  # noqa: F811
     segment('--epochs', 1, '--exp', name)
 
 
-def test_run_of_many_epochs_looks_only_at_files_that_are_there(segment, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_run_of_many_epochs_looks_only_at_files_that_are_there(segment, tmp_path, capsys, monkeypatch):
     name, calls = Numbered.name, []
     monkeypatch.setattr(Numbered, 'name', lambda self, epochs: calls.append(epochs) or name(self, epochs))
     numbered, half = (tmp_path / 'run' / LAST_OF_VOC.replace('last', part) for part in ('epoch50', 'epoch60'))
