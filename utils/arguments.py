@@ -147,8 +147,8 @@ def positive(text: str) -> int:
 
 
 def random_seed(text: str) -> int:
-    """A whole number from 0 on that torch's generators take."""
-    return _between(0, int(text), 2**64 - 1)
+    """A whole number from 0 on, of 64 bits."""
+    return _between(0, int(text), 2**63 - 1)
 
 
 def nonnegative(text: str) -> float:

@@ -4,11 +4,10 @@ A file is a dict with the reference's keys (epoch, arch, state_dict, optimizer, 
 (task, classes, seed, scaler, position, processes). Files of 2019 hold only some of them; bare state dicts hold none.
 """
 
-import glob
 import os
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from numbers import Real
@@ -123,11 +122,12 @@ def write(content: Mapping[str, Any], *paths: Path) -> None:
                 leftover.unlink(missing_ok=True)
 
 
-def remove_leftovers(paths: Iterable[Path]) -> None:
-    """Remove what was half written of these files when a process was killed; nobody may be writing them."""
-    for path in paths:
-        for leftover in path.parent.glob(f'{glob.escape(path.name)}.*.tmp'):
-            leftover.unlink(missing_ok=True)
+def remove_leftovers(folder: Path, are_own: Callable[[str], bool]) -> None:
+    """Remove what was half written of files of own names when a process was killed; nobody may be writing them."""
+    for path in folder.glob('*.tmp'):
+        name, _, _ = path.name.removesuffix('.tmp').rpartition('.')  # between them the process's number
+        if are_own(name):
+            path.unlink(missing_ok=True)
 
 
 def state_dict(model: torch.nn.Module) -> dict[str, Tensor]:
