@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError, reading
-from utils.form import COUNT, NAME, NUMBER, TENSOR, Kind, fault, leaves, plain
+from utils.form import ANYTHING, COUNT, NAME, NUMBER, TENSOR, Kind, fault, leaves, plain
 
 # NumPy scalars (a best error, say) are data; every other class in a pickle is refused.
 # Files written with NumPy 1 name its old module.
@@ -35,7 +35,6 @@ EPOCH = Kind(COUNT.words, lambda value: NUMBER.fits(value) and plain(value) % 1 
 COUNTED = Kind(
     'numbers', lambda value: all(leaf is None or TENSOR.fits(leaf) or NUMBER.fits(leaf) for _, leaf in leaves(value))
 )
-ANYTHING = Kind('anything', lambda value: True)
 FORM = {
     'state_dict': {str: TENSOR},
     'epoch': EPOCH,
@@ -176,7 +175,8 @@ def _tensor_fault(value: Tensor) -> str:
         return f'is a tensor of a kind that is not read ({value.dtype}, {value.layout}, {value.device})'
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # of a shape that would fill the memory
         return f'is a tensor {tuple(value.shape)} of fewer numbers'
-    return '' if value.isfinite().all() else 'is not finite'
+    extremes = value.aminmax() if value.numel() else ()  # NaN if there is one: ten times as fast as isfinite
+    return '' if all(extreme.isfinite() for extreme in extremes) else 'is not finite'
 
 
 def _is_best(name: Any, value: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from models.norm import train_but_frozen_norms
-from utils.data import DeviceLoader
+from utils.data import DeviceLoader, told_of_workers
 from utils.distributed import everyones, mean_of_results
 from utils.interrupt import StopRequest
 from utils.learner import Learner
@@ -48,6 +48,7 @@ def train_epoch(learner: Learner, loader: DeviceLoader, metrics: Metrics, run: R
     return metrics.compute()
 
 
+@told_of_workers()
 @torch.inference_mode()
 def evaluate(
     learner: Learner, loader: DeviceLoader, metrics: Metrics, reporter: Reporter, stop: StopRequest
@@ -75,6 +76,7 @@ def evaluate(
     return results
 
 
+@told_of_workers()
 def fit(
     learner: Learner,
     loader: DeviceLoader,

@@ -15,11 +15,16 @@ from tqdm import tqdm
 
 from utils.distributed import rank
 from utils.errors import UserError
+from utils.form import ANYTHING, COUNT, NAME, fault
 from utils.meters import Clock
 from utils.metrics import Metrics
 from utils.output import write_figure
 
 ROOT = Path(__file__).resolve().parent.parent
+# The lines of the log, and what old or shorter ones lack.
+START = {'checkpoint': NAME, 'from_epoch': COUNT}
+EPOCH = {'epoch': COUNT, 'train': {str: ANYTHING}, 'val': {str: ANYTHING}}
+BEFORE = {'checkpoint': '', 'from_epoch': 0, 'train': {}, 'val': {}}
 
 
 class Reporter:
@@ -91,8 +96,14 @@ class Log:
         self.path, self.picture = folder / 'log.jsonl', folder / 'curves.png'
 
     def start(self, arguments: dict[str, Any], checkpoint: str, **facts: Any) -> None:
-        """Note a (re)start: arguments, git commit, torch version, and the checkpoint's name, which tells runs apart."""
+        """Note a (re)start: arguments, git commit, torch version, and the checkpoint's name, which tells runs apart.
+
+        The curves are drawn of what was noted after they were, by a run killed in between.
+        """
+        behind = _changed(self.picture) < _changed(self.path)
         self.note(args=arguments, checkpoint=checkpoint, git=git_commit(), torch=torch.__version__, **facts)
+        if behind and self.epochs():
+            self.draw()
 
     def note(self, **record: Any) -> None:
         """Append a line; UserError if the disk is full."""
@@ -112,17 +123,22 @@ class Log:
         runs, epochs = {}, {}
         for record in self._records():
             if 'args' in record:
-                run = record.get('checkpoint')
-                epochs = {n: done for n, done in runs.get(run, {}).items() if n < record.get('from_epoch', 0)}
+                run = record['checkpoint']
+                epochs = {n: done for n, done in runs.get(run, {}).items() if n < record['from_epoch']}
                 runs[run] = epochs
-            elif 'epoch' in record:
+            else:
                 epochs[record['epoch']] = record
         return list(epochs.values())
 
     def _records(self) -> Iterator[dict[str, Any]]:
-        for line in self.path.read_text().splitlines():
-            with suppress(json.JSONDecodeError):  # cut off by a kill
-                yield json.loads(line)
+        """The lines of our form; not one that was cut off by a kill, nor a foreign one."""
+        for line in self.path.read_bytes().splitlines():
+            with suppress(ValueError, RecursionError):
+                record = json.loads(line)
+                if isinstance(record, dict):
+                    record = BEFORE | record
+                    if not fault(record, START if 'args' in record else EPOCH, ''):
+                        yield record
 
     def draw(self) -> None:
         """Draw the curves of all epochs noted so far."""
@@ -131,17 +147,20 @@ class Log:
 
 def draw_curves(epochs: list[dict[str, Any]], picture: Path, columns: int = 4) -> None:
     """One panel per number that training or validation reports, over the epochs; UserError if the disk is full."""
-    parts = {part: [record for record in epochs if part in record] for part in ('train', 'val')}
-    names = [name for part, records in parts.items() if records for name in records[-1][part]]
-    quantities = [name for name in dict.fromkeys(names) if _is_curve(name, parts)]
-    rows, columns = -(-len(quantities) // columns), min(columns, len(quantities))
+    curves: dict[str, dict[str, dict[int, float]]] = {}  # of a quantity, then in training and validation, by epoch
+    for part in 'train', 'val':
+        for record in epochs:
+            for quantity, value in record.get(part, {}).items():
+                if isinstance(value, float):
+                    curves.setdefault(quantity, {}).setdefault(part, {})[record['epoch'] + 1] = value
+    if not curves:
+        return
+    rows, columns = -(-len(curves) // columns), min(columns, len(curves))
     figure = Figure(figsize=(4 * columns, 3 * rows), layout='tight')
-    for place, quantity in enumerate(quantities, 1):
+    for place, (quantity, parts) in enumerate(curves.items(), 1):
         panel = figure.add_subplot(rows, columns, place)
-        for part, records in parts.items():
-            points = {record['epoch'] + 1: record[part][quantity] for record in records if quantity in record[part]}
-            if points:
-                panel.plot(list(points), list(points.values()), marker='.', label=part)
+        for part, points in parts.items():
+            panel.plot(list(points), list(points.values()), marker='.', label=part)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set(title=quantity, xlabel='epochs done', ylim=(0, None))
         panel.grid(alpha=0.3)
@@ -150,8 +169,9 @@ def draw_curves(epochs: list[dict[str, Any]], picture: Path, columns: int = 4) -
     write_figure(figure, picture, dots_per_inch=100)
 
 
-def _is_curve(name: str, parts: dict[str, list[dict[str, Any]]]) -> bool:
-    return all(isinstance(record[part].get(name, 0.0), float) for part, records in parts.items() for record in records)
+def _changed(path: Path) -> int:
+    """When a file was last written, in ns; 0 if it is not there."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def git_commit() -> str | None:
