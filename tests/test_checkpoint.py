@@ -164,6 +164,7 @@ def test_missing_file_and_file_without_tensors_are_named(tmp_path):
         ({'seed': '0'}, 'its seed is a str, not a whole number'),
         ({'scaler': 2.0}, 'its scaler is a float, not a dict'),
         ({'position': 3}, 'its position is a int, not a dict'),
+        ({'smooth_loss': '3'}, 'its smooth_loss is a str, not a number'),
         ({'position': {'step': 3}}, 'its position has no plan, metrics'),
         ({'processes': [{'statistics': {}}]}, 'its processes has no metrics'),
         ({'state_dict': {0: torch.zeros(1)}}, 'holds no state_dict of named tensors'),
@@ -175,11 +176,11 @@ def test_values_of_other_kinds_are_told(tmp_path, change, told):
         checkpoint.read(tmp_path / 'odd')
 
 
-def test_no_epoch_is_the_first_and_what_is_best_are_numbers(tmp_path):
+def test_no_epoch_is_none_and_what_is_best_are_numbers(tmp_path):
     odd = {'epoch': None, 'best_model': 'x/y.ckpt', 'best_so_far': None, 3: 'three'}
     torch.save(released(*trained()) | odd, tmp_path / 'odd')
     found = checkpoint.read(tmp_path / 'odd')
-    assert (found.epoch, found.best) == (0, {'best_err1': 21.5})
+    assert (found.epoch, found.best) == (None, {'best_err1': 21.5})
 
 
 def in_child(action) -> int:

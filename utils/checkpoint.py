@@ -1,7 +1,7 @@
 """Checkpoint files: the one place that reads them and the one that writes them.
 
-A file is a dict with the reference's keys (epoch, arch, state_dict, optimizer, best_err1) and ours
-(task, classes, seed, scaler, position, processes). Files of 2019 hold only some of them; bare state dicts hold none.
+A file is a dict with the reference's keys (epoch, arch, state_dict, optimizer, best_err1) and ours (task, classes,
+seed, scaler, position, smooth_loss, processes). Files of 2019 hold only some of them; bare state dicts hold none.
 """
 
 import glob
@@ -38,6 +38,7 @@ KINDS = {
     'seed': (Integral, 'a whole number'),
     'scaler': (dict, 'a dict'),
     'position': (dict, 'a dict'),
+    'smooth_loss': (Real, 'a number'),
     'processes': (list, 'a list'),
 }
 
@@ -48,7 +49,7 @@ class Checkpoint:
 
     path: Path
     state_dict: dict[str, Tensor]
-    epoch: int = 0
+    epoch: int | None = None
     arch: str | None = None
     optimizer: dict[str, Any] | None = None
     task: str | None = None
@@ -56,6 +57,7 @@ class Checkpoint:
     seed: int | None = None
     scaler: dict[str, Any] | None = None
     position: dict[str, Any] | None = None
+    smooth_loss: float | None = None  # segmentation's exponential average, which goes on over epochs
     processes: list[dict[str, Any]] | None = None  # of a job of several: what each has of its own
     best: dict[str, float] = field(default_factory=dict)  # such as {'best_err1': 22.5}
 
@@ -77,7 +79,9 @@ def read(path: str | os.PathLike) -> Checkpoint:
     known['state_dict'] = _without_module(path, content['state_dict'])
     known['best'] = _best(content)
     _check_kinds(path, known)
-    return Checkpoint(**{**known, 'path': path, 'epoch': _epoch(path, known.get('epoch', 0))})
+    if 'epoch' in known:
+        known['epoch'] = _epoch(path, known['epoch'])
+    return Checkpoint(**{**known, 'path': path})
 
 
 def write(content: Mapping[str, Any], *paths: Path) -> None:
