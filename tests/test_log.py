@@ -6,7 +6,7 @@ import os
 import pytest
 from PIL import Image
 
-from tests.test_classify import LAST, epochs
+from tests.runs import LAST, epochs
 from tests.test_run import killed_at
 from utils import reporting
 from utils.reporting import Log, draw_curves

@@ -6,7 +6,7 @@ import signal
 
 import torch
 
-from tests.test_classify import LAST, assert_same, content
+from tests.runs import LAST, assert_same, content
 from utils import image_folder
 
 LOST = r'error: DataLoader worker \(pid \d+\) is killed by signal: Killed; if memory ran out, .*--auto-resume goes on'

@@ -1,7 +1,7 @@
 """Checkpoint files: the one place that reads them and the one that writes them.
 
-A file is a dict with the reference's keys (epoch, arch, state_dict, optimizer, best_err1) and ours
-(task, classes, seed, scaler, position, processes). Files of 2019 hold only some of them; bare state dicts hold none.
+A file is a dict with the reference's keys (epoch, arch, state_dict, optimizer, best_err1) and ours (task, classes,
+seed, scaler, position, smooth_loss, processes). Files of 2019 hold only some of them; bare state dicts hold none.
 """
 
 import os
@@ -45,6 +45,7 @@ FORM = {
     'seed': COUNT,
     'scaler': {str: NUMBER},
     'position': {'step': COUNT, 'plan': {str: COUNT}, 'metrics': COUNTED},
+    'smooth_loss': NUMBER,
     'processes': [{'statistics': {str: TENSOR}, 'metrics': COUNTED}],
     'best': {str: NUMBER},
 }
@@ -61,7 +62,7 @@ class Checkpoint:
 
     path: Path
     state_dict: dict[str, Tensor]
-    epoch: int = 0
+    epoch: int | None = None
     arch: str | None = None
     optimizer: dict[str, Any] | None = None
     task: str | None = None
@@ -69,6 +70,7 @@ class Checkpoint:
     seed: int | None = None
     scaler: dict[str, Any] | None = None
     position: dict[str, Any] | None = None
+    smooth_loss: float | None = None  # segmentation's exponential average, which goes on over epochs
     processes: list[dict[str, Any]] | None = None  # of a job of several: what each has of its own
     best: dict[str, float] = field(default_factory=dict)  # such as {'best_err1': 22.5}
 
@@ -94,7 +96,7 @@ def read(path: str | os.PathLike) -> Checkpoint:
             **known,
             'path': path,
             'state_dict': _without_prefix(known['state_dict']),
-            'epoch': int(plain(known.get('epoch', 0))),
+            'epoch': int(plain(known['epoch'])) if 'epoch' in known else None,
             'best': {name: float(value) for name, value in known['best'].items()},
         }
     )

@@ -65,7 +65,7 @@ def evaluate(
         outputs = tester(images)
         metrics.update(learner.loss(outputs, targets), outputs, targets)
         clock.tick()
-        if step % reporter.every == 0:
+        if reporter.due(step, steps, loader.batches.common):
             reporter.test_line(step, steps, clock, metrics)
     if loader.batches.shared:
         metrics.reduce()

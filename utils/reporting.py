@@ -1,5 +1,6 @@
 """What a run says: printed lines, a bar on a terminal, log.jsonl and curves.png."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -45,6 +46,10 @@ class Reporter:
         on_terminal = self.speaks and sys.stdout.isatty() and sys.stderr.isatty()
         return tqdm(batches, label, total, initial=start, leave=False, disable=not on_terminal)
 
+    def due(self, step: int, steps: int, common: int) -> bool:
+        """Whether step `step` of a test has a line; `steps` are this process's, of which all have `common` at least."""
+        return step % self.every == 0
+
     def train_line(self, epoch: int, step: int, steps: int, clock: Clock, lr: float, metrics: Metrics) -> None:
         data = f'Data {_pair(clock.data)}'
         self.say(f'Epoch: [{epoch}][{step}/{steps}]\t{self.times(clock)}\t{data}\t{metrics.progress()}')
@@ -58,7 +63,19 @@ class Reporter:
 
 
 class SpeedReporter(Reporter):
-    """Also says how many images a second go through all processes."""
+    """Also says how many images a second go through all processes, and gives averages over them, as the reference.
+
+    All processes must come to each of its lines; where some have a batch fewer to test, the last one has none.
+    """
+
+    def due(self, step: int, steps: int, common: int) -> bool:
+        return super().due(step, steps, common) and step < common
+
+    def train_line(self, epoch: int, step: int, steps: int, clock: Clock, lr: float, metrics: Metrics) -> None:
+        super().train_line(epoch, step, steps, clock, lr, _over_processes(metrics))
+
+    def test_line(self, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
+        super().test_line(step, steps, clock, _over_processes(metrics))
 
     def times(self, clock: Clock) -> str:
         """Seconds per iteration, images per second."""
@@ -66,7 +83,10 @@ class SpeedReporter(Reporter):
 
 
 class SegmentationReporter(Reporter):
-    """The lines of segmentation, which the reference wrote otherwise: both count from 1, the second images."""
+    """The lines of segmentation, which the reference wrote otherwise: both count from 1, tests images to the last."""
+
+    def due(self, step: int, steps: int, common: int) -> bool:
+        return super().due(step, steps, common) or step + 1 == steps
 
     def train_line(self, epoch: int, step: int, steps: int, clock: Clock, lr: float, metrics: Metrics) -> None:
         self.say(f'epoch: {epoch + 1}\titer: {step + 1}/{steps}\tlr: {lr:.6f}\t{metrics.progress()}')
@@ -181,6 +201,13 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _over_processes(metrics: Metrics) -> Metrics:
+    """What all processes counted, in metrics that nobody goes on counting with."""
+    total = copy.deepcopy(metrics)
+    total.reduce()
+    return total
 
 
 def _pair(last_and_average: list[float]) -> str:

@@ -46,7 +46,7 @@ class Task:
     train_set: Dataset | None = None  # None when only evaluating
     val_set: Dataset | None = None  # None when only training
     image_size: int | None = None  # of a classifier's training images
-    batch_per_gpu: bool = False  # whether --batch-size is that of one of --num-gpus
+    batch_per_gpu: bool = False  # whether a process uses one GPU, and --batch-size is that of one of --num-gpus
     smallest_batch: int | None = None  # that a segmenter trains on, and an epoch may end with; None: a full one
     val_groups: Sequence[Sequence[int]] | None = None  # samples that can share a batch; None: all can
     wrap: Callable[[Runner], Runner] | None = None  # how the net is called when only evaluating
@@ -66,7 +66,14 @@ def run(make_task: Callable[[Namespace], Task], args: Namespace) -> None:
 def carry_out(task: Task, args: Namespace) -> None:
     """Train the task's net as the arguments say, or evaluate it."""
     with together():
-        compute = Compute(args.device, args.amp, not args.no_channels_last, args.compile, args.static_loss_scale)
+        compute = Compute(
+            args.device,
+            args.amp,
+            not args.no_channels_last,
+            args.compile,
+            args.static_loss_scale,
+            all_gpus=not task.batch_per_gpu,
+        )
         devices = compute.devices * world_size()
         batch_size = args.batch_size * (args.num_gpus if task.batch_per_gpu else 1)
         micro_batch, accumulate = micro_batches(batch_size, args.num_gpus, devices, not args.evaluate)
