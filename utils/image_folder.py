@@ -18,6 +18,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from utils.errors import UserError, named, reading
 from utils.folder_index import FolderIndex, open_index
 
+PRINTED_ABOUT = 'JPEG', 'MPO', 'TIFF'  # whose libraries print, past Python, what they find wrong
 AREA, ASPECT = [0.08, 1.0], [3 / 4, 4 / 3]  # of the reference's random crops
 
 
@@ -130,17 +131,22 @@ def opened(path: str | Path, kind: str = 'image') -> Iterator[Image.Image]:
     with (
         reading(f'cannot read {kind} {path}'),
         Image.open(path) as image,
-        _without_stderr() if image.format == 'TIFF' else nullcontext(),
+        _without_stderr() if image.format in PRINTED_ABOUT else nullcontext(),
     ):
         yield image
 
 
 @contextmanager
 def _without_stderr() -> Iterator[None]:
-    """libtiff prints what it finds wrong, past Python; Pillow raises it too."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    """What matters of what the libraries print is raised, too."""
     try:
+        kept = os.dup(2)
+    except OSError:  # stderr is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
         yield
     finally:
         os.dup2(kept, 2)
