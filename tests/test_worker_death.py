@@ -4,12 +4,22 @@ import os
 import re
 import signal
 
+import pytest
 import torch
 
 from tests.runs import LAST, assert_same, content
 from utils import image_folder
 
 LOST = r'error: DataLoader worker \(pid \d+\) is killed by signal: Killed; if memory ran out, .*--auto-resume goes on'
+
+
+@pytest.fixture(autouse=True)
+def handler():
+    """PyTorch sets its handler once a process: a loss takes it away, and other tests need it."""
+    next(iter(torch.utils.data.DataLoader([0], num_workers=1)))
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
 
 
 def die_at(monkeypatch, call, end):

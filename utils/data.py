@@ -134,6 +134,8 @@ def told_of_workers() -> Iterator[None]:
 
 
 def _lost(told: str) -> UserError:
+    if hasattr(signal, 'SIGCHLD'):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise again as the other workers end
     cure = 'if memory ran out, as most often, give fewer --workers; --auto-resume goes on from the last checkpoint'
     return UserError(f'{told}; {cure}')
 
