@@ -54,17 +54,22 @@ class Task:
     context: AbstractContextManager = field(default_factory=nullcontext)  # in which it is carried out
 
 
-def run(make_task: Callable[[Namespace], Task], args: Namespace) -> None:
-    """Carry out the task that the arguments describe, in one process or as one of a job."""
+def run(
+    make_task: Callable[[Namespace], Task], args: Namespace, stop: StopRequest | None = None
+) -> dict[str, Any] | None:
+    """Carry out the task that the arguments describe, in one process or as one of a job; the results of an evaluation.
+
+    `stop` is the entered StopRequest of a caller that has more to do afterwards; default: one for this task alone.
+    """
     with job(args):
         with together():
             task = make_task(args)
         with task.context:
-            carry_out(task, args)
+            return carry_out(task, args, stop)
 
 
-def carry_out(task: Task, args: Namespace) -> None:
-    """Train the task's net as the arguments say, or evaluate it."""
+def carry_out(task: Task, args: Namespace, stop: StopRequest | None = None) -> dict[str, Any] | None:
+    """Train the task's net as the arguments say, or evaluate it: its results."""
     with together():
         compute = Compute(
             args.device,
@@ -84,14 +89,14 @@ def carry_out(task: Task, args: Namespace) -> None:
     learner = make_learner(task, args, compute, accumulate)
     reporter = task.reporter(args.print_freq, micro_batch)
     reporter.say(describe(task, learner, args.arch, micro_batch))
-    with folder, StopRequest() as stop:
+    with folder, nullcontext(stop) if stop else StopRequest() as stop:
         validate = make_validation(task, args, learner, micro_batch, reporter, stop) if task.val_set else None
         if args.evaluate:
             with together():
                 load_for_evaluation(learner.model, found, Identity(task.name, args.arch, task.classes))
-            validate()
-        else:
-            train(task, args, learner, micro_batch, found, validate, reporter, stop)
+            return validate()
+        train(task, args, learner, micro_batch, found, validate, reporter, stop)
+        return None
 
 
 def check_training(task: Task, args: Namespace, compute: Compute, micro_batch: int, batch_size: int) -> None:
