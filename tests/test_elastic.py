@@ -1,29 +1,26 @@
-"""The Elastic operation against plain, independent computations, halves joined again, and where the nets apply it."""
+"""The Elastic operation against plain, independent computations; halves of blocks joined and cut again."""
+
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnext50_32x4d
 from torchvision.ops import SqueezeExcitation
 
-import models
-from models.dla import DLA
-from models.elastic import Split, SplitBottleneck, down, up
+from models.elastic import SplitBottleneck, down, up
 from models.halves import halved, joined
 from models.resnext import SELayer
-from tests import reference
+from tests.nets import CLASSIFIERS, filled, noise
+from tests.reference import load_weights
 
 SIZES = [(8, 8), (7, 8), (8, 5), (5, 7), (1, 1), (1, 4)]
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+normal = partial(noise, dtype=torch.float64)
 
 
 def with_random_weights(module: nn.Module) -> nn.Module:
-    return reference.load_weights(module.double()).eval()
+    return load_weights(module.double()).eval()
 
 
 def merge_halves(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -101,9 +98,9 @@ def test_two_halves_at_one_resolution_are_one_block(training, stride, dilation):
     torch.testing.assert_close(merge_halves(halves.state_dict()), dict(whole.state_dict()))
 
 
-@pytest.mark.parametrize('arch', models.classifiers)
-def test_halves_joined_and_cut_again_are_the_same(arch):
-    net = models.build_classifier(arch)
+@pytest.mark.parametrize('name', CLASSIFIERS)
+def test_halves_joined_and_cut_again_are_the_same(name):
+    net = filled(name)
     state, whole = net.state_dict(), joined(net)
     again = halved(net, whole)
     assert again.keys() == state.keys()
@@ -126,62 +123,8 @@ def test_elastic_needs_two_halves():
         SplitBottleneck(6, 16, 10, 4, split=False, elastic=True)
 
 
-def test_plain_resnext_is_torchvisions():
-    ours = with_random_weights(models.resnext50())
-    theirs = resnext50_32x4d(weights=None).double().eval()
-    theirs.load_state_dict(merge_halves(ours.state_dict()))
-    x = normal(1, 3, 97, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(x), theirs(x))
-
-
 def test_se_layer_is_torchvisions():
     ours, theirs = with_random_weights(SELayer(64)), SqueezeExcitation(64, 4).double()
     theirs.load_state_dict({name.replace('conv', 'fc'): tensor for name, tensor in ours.state_dict().items()})
     x = normal(2, 64, 5, 6)
     torch.testing.assert_close(ours(x), theirs(x))
-
-
-def elastic_blocks(name: str) -> list[tuple[bool, bool]]:
-    with torch.device('meta'):
-        net = models.build_classifier(name)
-    return [(block.split, block.elastic) for block in net.modules() if isinstance(block, Split)]
-
-
-@pytest.mark.parametrize(
-    ('name', 'blocks', 'elastic'),
-    [
-        ('resnext50', 16, 0),
-        ('resnext50_elastic', 22, 5 + 1 + 7 + 4),
-        ('se_resnext50_elastic', 22, 5 + 1 + 7 + 4),
-        ('resnext101', 33, 0),
-        ('resnext101_elastic', 49, 11 + 1 + 13 + 19),
-        ('dla60x_elastic', 16, 1 + 3 + 7),
-        ('dla102x_elastic', 26, 7 + 7 + 7),
-        ('densenet201_elastic', 100, 70),
-    ],
-)
-def test_where_the_nets_are_elastic(name, blocks, elastic):
-    found = elastic_blocks(name)
-    assert all(split for split, _ in found)
-    assert (len(found), sum(at_two_scales for _, at_two_scales in found)) == (blocks, elastic)
-
-
-@pytest.mark.parametrize('name', ['dla60x', 'dla102x', 'densenet201'])
-def test_plain_dla_and_densenet_are_not_split(name):
-    assert set(elastic_blocks(name)) == {(False, False)}
-
-
-@pytest.mark.parametrize('size', [(33, 46), (66, 70)])
-def test_dla_pools_odd_maps_in_ceil_mode(size):
-    inputs = {}
-    net = with_random_weights(DLA((1, 1, 1, 1, 1, 1), num_classes=5))
-    for name, level in (('level2', net.level2), ('level3', net.level3)):
-        level.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
-    net.level3.root.register_forward_pre_hook(lambda _, args: inputs.update(bottom=args[-1]))
-    with torch.no_grad():
-        net(normal(1, 3, *size))
-    height, width = inputs['level3'].shape[2:]
-    replicated = F.pad(inputs['level3'], (0, width % 2, 0, height % 2), mode='replicate')
-    assert height % 2 or width % 2
-    assert torch.equal(inputs['bottom'], F.max_pool2d(replicated, 2))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import models
 from models.densenet import DenseNet
-from models.dla import DLA
+from models.dla_up import bilinear_up
 from models.resnext import ResNeXt
+from tests.nets import FAMILIES, NETS, in_make_test
 
 # A sample of n normal values has its standard deviation within 5 / sqrt(2n) and its mean within 5 / sqrt(n) of the
 # truth, in units of the standard deviation, but for one tensor in a million; the seed is fixed.
@@ -46,36 +46,43 @@ def check_resnext(name: str, module: nn.Module) -> None:
         assert not module.bias.any()
 
 
-def out_std(conv: nn.Conv2d) -> float:
-    return math.sqrt(2 / (conv.kernel_size[0] * conv.kernel_size[1] * conv.out_channels))
-
-
-def check_dla(name: str, module: nn.Module) -> None:
-    check_normal(module.weight, out_std(module))
-    if name == 'fc':
-        check_uniform(module.bias, 1 / math.sqrt(fan_in(module)))
-
-
 def check_densenet(name: str, module: nn.Module) -> None:
     if name == 'classifier':
         check_uniform(module.weight, 1 / math.sqrt(fan_in(module)))
         assert not module.bias.any()
     else:
-        check_normal(module.weight, out_std(module))
+        check_fan_out(name, module)
 
 
-CHECKS = {ResNeXt: check_resnext, DLA: check_dla, DenseNet: check_densenet}
+def check_fan_out(name: str, module: nn.Module) -> None:
+    """DLA and the segmenters."""
+    check_normal(module.weight, math.sqrt(2 / (math.prod(module.kernel_size) * module.out_channels)))
+    if module.bias is not None:
+        check_uniform(module.bias, 1 / math.sqrt(fan_in(module)))
 
 
-@pytest.mark.parametrize('name', models.classifiers)
+CHECKS = {ResNeXt: check_resnext, DenseNet: check_densenet}
+
+
+@in_make_test(*FAMILIES)
 def test_initial_values(name: str):
     torch.manual_seed(0)
-    net = models.build_classifier(name)
+    net = (NETS | FAMILIES)[name]()
     for path, module in net.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            CHECKS[type(net)](path, module)
+            CHECKS.get(type(net), check_fan_out)(path, module)
         elif isinstance(module, nn.BatchNorm2d):
             zero = isinstance(net, ResNeXt) and path.endswith('.bn3')
             assert (module.weight == (0 if zero else 1)).all()
             assert not module.bias.any()
-            assert (module.eps, module.momentum) == (1e-5, 0.1)
+            assert module.eps == 1e-5
+
+
+@pytest.mark.parametrize('factor', [2, 4, 8])
+def test_bilinear_upsampling_keeps_a_plane(factor):
+    up = bilinear_up(2, factor)
+    ramp = torch.arange(8.0)[:, None] + 2 * torch.arange(8.0)
+    inner = up(ramp.expand(1, 2, 8, 8))[0, 0, factor:-factor, factor:-factor]
+    steps = inner.diff(dim=0).unique(), inner.diff(dim=1).unique()
+    torch.testing.assert_close(steps[0], torch.full_like(steps[0], 1 / factor))
+    torch.testing.assert_close(steps[1], torch.full_like(steps[1], 2 / factor))
