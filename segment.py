@@ -142,7 +142,7 @@ def make_task(args: Namespace, model: nn.Module, loss: Callable[[Tensor, Target]
 def checkpoints(args: Namespace) -> Files:
     """The reference's names: every tenth epoch and the last are kept."""
     name = f'deeplab_{args.arch}_pascal_v3_{args.exp}'
-    return Files(f'{name}_last.pth', numbered=Numbered(f'{name}_epoch{{}}.pth', every=10))
+    return Files(f'{name}_last.pth', numbered=Numbered(f'{name}_epoch', every=10))
 
 
 def parameter_groups(model: nn.Module, last_mult: float) -> list[dict[str, Any]]:

@@ -97,7 +97,7 @@ def test_resume_of_nothing_is_none(name, given):
 HUGE = str(10**30)
 TOO_LARGE = {
     'classify': [
-        ('--seed', 2**64), ('--seed', HUGE), ('--lr', '1e39'), ('--lr', '1e308'), ('--lr', '9' * 400),
+        ('--seed', 2**63), ('--seed', 2**64), ('--lr', '1e39'), ('--lr', '1e308'), ('--lr', '9' * 400),
         ('--momentum', '1e39'), ('--weight-decay', '1e300'), ('--batch-size', HUGE), ('--num-gpus', HUGE),
         ('--image-size', HUGE), ('--image-size', 2**31), ('--epochs', HUGE), ('--start-epoch', HUGE),
         ('--workers', HUGE), ('--print-freq', HUGE), ('--save-steps', HUGE), ('--decay-epochs', HUGE),
@@ -123,7 +123,8 @@ def test_number_too_large_is_told_in_a_line(name, flag, value, capsys):
 
 def test_largest_numbers_are_taken(classify, tmp_path, capsys):
     largest = 2**31 - 1
-    classify('--epochs', 1, '--seed', 2**64 - 1, '--dist-timeout', largest, '--output', tmp_path)
+    classify('--epochs', 1, '--seed', 2**63 - 1, '--dist-timeout', largest, '--output', tmp_path)
+    classify('--epochs', 2, '--auto-resume', '--output', tmp_path)
     told = classify.error(capsys, '-b', largest, '-g', 1, '--output', tmp_path)
     assert f'36 training samples are fewer than one batch (--batch-size {largest})' in told
     for flag in '--lr', '--momentum', '--weight-decay':

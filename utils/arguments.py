@@ -76,7 +76,7 @@ def add_recipe_arguments(
     add('-a', '--arch', choices=architectures, default='resnext50_elastic', metavar='ARCH',
         help=', '.join(architectures))  # fmt: skip
     add('--epochs', type=natural, default=120, metavar='N', help='epochs in all')
-    add('--start-epoch', type=natural, default=0, metavar='N', help="number of the first; a resumed one's own wins")
+    add('--start-epoch', type=natural, default=0, metavar='N', help="number of the first; a resumed file's own wins")
     add('-b', '--batch-size', type=positive, default=256, metavar='N', help=batch)
     add('-g', '--num-gpus', type=positive, default=8, metavar='N', help='as if on so many GPUs, on any number')
     # --l: before Python 3.12 an abbreviation of two names of one flag counts as ambiguous.
@@ -147,8 +147,8 @@ def positive(text: str) -> int:
 
 
 def random_seed(text: str) -> int:
-    """A whole number from 0 on that torch's generators take."""
-    return _between(0, int(text), 2**64 - 1)
+    """A whole number from 0 on, of 64 bits."""
+    return _between(0, int(text), 2**63 - 1)
 
 
 def nonnegative(text: str) -> float:
