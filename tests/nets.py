@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ from tests.reference import load_weights
 NETS = models.classifiers | {f'{name}/seg': build for name, build in models.segmenters.items()}
 
 
-def dla_up(num_classes: int = 21, **kwargs) -> DLASegmenter:
-    return DLASegmenter(DLA((1, 1, 1, 1, 1, 1), elastic=True), num_classes, **kwargs)
+def dla_up(num_classes: int = 21, checkpoint_activations: bool = False) -> DLASegmenter:
+    base = DLA((1, 1, 1, 1, 1, 1), elastic=True)
+    return DLASegmenter(base, num_classes, checkpoint_activations=checkpoint_activations)
 
 
 # Few layers, and all that is in the nets: blocks at two scales and halves at one, identities and projections as
@@ -54,6 +56,12 @@ def on_meta(name: str, *args, **kwargs) -> nn.Module:
 def filled(name: str, *args, dtype: torch.dtype = torch.float32, **kwargs) -> nn.Module:
     """The net in evaluation with the weights of the recordings: every branch counts, also those that begin at zero."""
     return load_weights(on_meta(name, *args, **kwargs).to(dtype)).eval()
+
+
+def recomputing(name: str) -> dict[str, bool]:
+    """The argument that asks for recomputed activations, as segment.py does, for nets that know it."""
+    known = signature((NETS | FAMILIES)[name]).parameters
+    return {key: True for key in ('checkpoint_activations',) if key in known}
 
 
 def noise(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.densenet import DenseNet
 from models.dla_up import bilinear_up
 from models.resnext import ResNeXt
 from tests.nets import FAMILIES, NETS, in_make_test
@@ -31,37 +30,20 @@ def check_uniform(tensor: Tensor, bound: float) -> None:
     assert abs(tensor.std().item() / bound * math.sqrt(3) - 1) < SIGMAS / math.sqrt(2 * tensor.numel())
 
 
-def fan_in(conv: nn.Conv2d | nn.Linear) -> int:
-    return conv.weight[0].numel()
-
-
-def check_resnext(name: str, module: nn.Module) -> None:
-    if name == 'fc':
-        check_normal(module.weight, 0.01)
-    elif name.endswith('downsample.0'):
-        check_uniform(module.weight, 1 / math.sqrt(fan_in(module)))
+def check_layer(net: nn.Module, name: str, layer: nn.Conv2d | nn.Linear) -> None:
+    """Convolutions by their outputs, in a ResNeXt by their inputs; projections and the last layers in their own way."""
+    resnext, linear = isinstance(net, ResNeXt), isinstance(layer, nn.Linear)
+    fan_in, fan_out = layer.weight[0].numel(), layer.weight[:, 0].numel()
+    if resnext and linear:
+        check_normal(layer.weight, 0.01)
+    elif linear or resnext and name.endswith('downsample.0'):
+        check_uniform(layer.weight, 1 / math.sqrt(fan_in))
     else:
-        check_normal(module.weight, math.sqrt(2 / fan_in(module)))
-    if module.bias is not None:
-        assert not module.bias.any()
-
-
-def check_densenet(name: str, module: nn.Module) -> None:
-    if name == 'classifier':
-        check_uniform(module.weight, 1 / math.sqrt(fan_in(module)))
-        assert not module.bias.any()
-    else:
-        check_fan_out(name, module)
-
-
-def check_fan_out(name: str, module: nn.Module) -> None:
-    """DLA and the segmenters."""
-    check_normal(module.weight, math.sqrt(2 / (math.prod(module.kernel_size) * module.out_channels)))
-    if module.bias is not None:
-        check_uniform(module.bias, 1 / math.sqrt(fan_in(module)))
-
-
-CHECKS = {ResNeXt: check_resnext, DenseNet: check_densenet}
+        check_normal(layer.weight, math.sqrt(2 / (fan_in if resnext else fan_out)))
+    if layer.bias is not None and (resnext or linear):
+        assert not layer.bias.any()
+    elif layer.bias is not None:
+        check_uniform(layer.bias, 1 / math.sqrt(fan_in))
 
 
 @in_make_test(*FAMILIES)
@@ -70,7 +52,7 @@ def test_initial_values(name: str):
     net = (NETS | FAMILIES)[name]()
     for path, module in net.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            CHECKS.get(type(net), check_fan_out)(path, module)
+            check_layer(net, path, module)
         elif isinstance(module, nn.BatchNorm2d):
             zero = isinstance(net, ResNeXt) and path.endswith('.bn3')
             assert (module.weight == (0 if zero else 1)).all()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import models
 from tests import reference
-from tests.nets import CLASSIFIERS, FAMILIES, NETS, every_net, filled, in_make_test, noise, on_meta
+from tests.nets import CLASSIFIERS, FAMILIES, NETS, every_net, filled, in_make_test, noise, on_meta, recomputing
 from utils.cost import count_macs, count_parameters
 
 # name: (parameters, GMACs at 224); DLA without the projections that nothing uses
@@ -45,11 +45,9 @@ def loss_of_pixels(output: Tensor, seed: int) -> Tensor:
 
 @every_net
 def test_outputs_and_a_training_step_are_the_references(name):
-    """Segmenters as segment.py trains them, with recomputed activations."""
-    segments = name.endswith('/seg')
-    net = filled(name, dtype=torch.float64, **({'checkpoint_activations': True} if segments else {}))
+    net = filled(name, dtype=torch.float64, **recomputing(name))
     reference.assert_evaluates(net, name)
-    reference.assert_trains(net, name, loss_of_pixels if segments else loss_of_classes)
+    reference.assert_trains(net, name, loss_of_pixels if name.endswith('/seg') else loss_of_classes)
 
 
 def test_the_registries_are_the_references():
@@ -61,14 +59,16 @@ def test_the_registries_are_the_references():
 
 @every_net
 def test_state_dict_has_the_references_names_shapes_and_order(name):
-    """Also of a net built after one of another width: dla102x_elastic's groups are its own."""
-    on_meta('dla102x_elastic')
-    expected = reference.load('state_dicts')[name]
+    expected, net = reference.load('state_dicts')[name], on_meta(name, num_classes=7)
     assert names_and_shapes(on_meta(name)) == expected
-    net = on_meta(name, num_classes=7)
-    changed = {key: shape for (key, shape), pair in zip(names_and_shapes(net), expected, strict=True) if [key, shape] != pair}
-    assert {key.partition('.')[0] for key in changed} <= {*net.heads, 'up'}
-    assert {shape[0] for shape in changed.values()} == {7}
+    changed = [pair for pair, other in zip(names_and_shapes(net), expected, strict=True) if pair != other]
+    assert {name.partition('.')[0] for name, _ in changed} <= {*net.heads, 'up'}
+    assert {shape[0] for _, shape in changed} == {7}
+
+
+def test_no_builder_changes_what_another_builds():
+    on_meta('dla102x_elastic')
+    assert names_and_shapes(on_meta('dla60x_elastic')) == reference.load('state_dicts')['dla60x_elastic']
 
 
 @pytest.mark.parametrize('name', models.classifiers)
@@ -95,8 +95,7 @@ def test_any_size_and_either_layout(name):
 @pytest.mark.parametrize('name', CLASSIFIERS)
 @pytest.mark.parametrize('training', [False, True])
 def test_bf16_autocast_is_close_and_trains(name, training):
-    net = filled(name, 5).train(training)
-    x = noise(2, 3, 40, 33)
+    net, x = filled(name, 5).train(training), noise(2, 3, 75, 64)
     expected = net(x)
     with torch.autocast('cpu', torch.bfloat16):
         output = net(x)

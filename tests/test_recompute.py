@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.norm import batch_norms
 from models.recompute import RecomputedSequential, frozen_statistics
-from tests.nets import filled, noise, on_meta
+from tests.nets import NETS, filled, noise, on_meta
 
 # With them the nets of full size are compared with the reference in test_models.py.
 every_net_that_can = pytest.mark.parametrize('name', ['densenet_elastic', 'deeplab', 'dla_up'])
@@ -62,19 +61,13 @@ def test_only_the_input_is_kept():
     assert saved[1] == [x.data_ptr()]
 
 
-def test_a_compiled_step_is_the_same():
-    plain, net = nets()
-    torch.testing.assert_close(
-        step(torch.compile(net, backend='aot_eager', fullgraph=True)), step(plain), rtol=1e-3, atol=1e-3
-    )
-    assert {norm.num_batches_tracked.item() for norm in batch_norms(net)} == {1}
-
-
-def test_the_builder_takes_the_keyword():
-    off, on = on_meta('densenet201'), on_meta('densenet201', checkpoint_activations=True)
-    assert not isinstance(off.features.denseblock1, RecomputedSequential)
-    assert isinstance(on.features.denseblock1, RecomputedSequential)
-    assert list(on.state_dict()) == list(off.state_dict())
+def test_builders_take_the_keyword():
+    nets = {name: on_meta(name, checkpoint_activations=True) for name in NETS if name.endswith('/seg')}
+    assert len(nets) == 6
+    assert all(net.checkpoint_activations for net in nets.values())
+    for on in False, True:
+        net = on_meta('densenet201', checkpoint_activations=on)
+        assert isinstance(net.features.denseblock1, RecomputedSequential) == on
 
 
 def test_statistics_are_frozen_inside_and_restored_after_an_error():

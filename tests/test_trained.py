@@ -36,11 +36,9 @@ def file_of(net: nn.Module, **said) -> Checkpoint:
 def test_classifier_is_told_by_its_tensors(name):
     for number, task in (1000, 'imagenet'), (80, 'coco'):
         found = file_of(on_meta(name, number))
-        assert identify(found, None, None) == (task, name)
-        assert identify(replace(found, arch=name), None, None) == (task, name)
+        assert identify(found, None, None) == identify(replace(found, arch=name), None, None) == (task, name)
     for task in 'imagenet', 'coco':
-        assert identify(replace(found, task=task), None, None) == (task, name)
-        assert identify(found, task, None) == (task, name)
+        assert identify(replace(found, task=task), None, None) == identify(found, task, None) == (task, name)
 
 
 def test_classifier_of_other_classes_is_not_told():
@@ -64,27 +62,22 @@ SAID = {'task': 'imagenet', 'arch': 'tiny', 'classes': NAMES}
 
 
 @pytest.mark.parametrize(
-    'said, given, told',
+    'net, said, given, told',
     [
-        ({}, (None, None), 'tell: give --task$'),
-        ({}, ('voc', 'tiny'), 'x.pth: a checkpoint of another net, it holds no score.bias'),
-        (SAID, ('coco', None), 'a checkpoint of imagenet, not of coco'),
-        (SAID, (None, 'dla60x'), 'a checkpoint of tiny, not of dla60x'),
-        ({'arch': 'vgg16'}, (None, None), 'of vgg16 for any task; tasks are imagenet, coco, voc; nets resnext50, '),
-        (SAID | {'arch': 'dla60x'}, (None, None), 'does not fit the net: missing: '),
-        (SAID | {'classes': NAMES[:5]}, (None, None), r'another shape: fc.weight \(7, 16\) instead of \(5, 16\)'),
+        (nn.Linear(2, 2), {}, (), 'x.pth does not say what it is of, nor do its tensors tell: give --task and --arch$'),
+        (nn.Linear(2, 2), {}, ('voc', 'tiny'), 'x.pth: a checkpoint of another net, it holds no score.bias'),
+        (TinyNet(7), {}, ('voc', 'tiny'), 'x.pth: a checkpoint of another net, it holds no score.bias'),
+        (TinyNet(7), {}, (), 'tell: give --task$'),
+        (TinyNet(7), SAID, ('coco',), 'a checkpoint of imagenet, not of coco'),
+        (TinyNet(7), SAID, (None, 'dla60x'), 'a checkpoint of tiny, not of dla60x'),
+        (TinyNet(7), {'arch': 'vgg16'}, (), 'of vgg16 for any task; tasks are imagenet, coco, voc; nets resnext50, '),
+        (TinyNet(7), SAID | {'arch': 'dla60x'}, (), 'does not fit the net: missing: '),
+        (TinyNet(7), SAID | {'classes': NAMES[:5]}, (), r'another shape: fc.weight \(7, 16\) instead of \(5, 16\)'),
     ],
 )
-def test_flags_and_file_must_agree(tiny, said, given, told):
+def test_flags_and_file_must_agree(tiny, net, said, given, told):
     with pytest.raises(UserError, match=told):
-        load_net(file_of(TinyNet(7), **said), *given)
-
-
-def test_file_of_no_net(tiny):
-    with pytest.raises(UserError, match='nor do its tensors tell: give --task and --arch$'):
-        load_net(file_of(nn.Linear(2, 2)))
-    with pytest.raises(UserError, match='of another net, it holds no score.bias'):
-        load_net(file_of(nn.Linear(2, 2)), 'voc', 'tiny')
+        load_net(file_of(net, **said), *given)
 
 
 def test_net_of_a_checkpoint_has_its_weights(tiny):
