@@ -179,3 +179,25 @@ def test_voc_as_a_job(devkit, tiny, tmp_path, capsys):
     pictures = [{path.name: path.read_bytes() for path in (place / 'val').iterdir()} for place in places]
     assert pictures[0] == pictures[1]
     assert len(pictures[0]) == 3
+
+
+def test_docker_classifys_lines_are_averages_over_the_processes(folder, tmp_path):
+    """As in the log, which was counted over all of them; every process measures other batches."""
+    lines = run(2, 'docker_classify', folder, *SMALL, '-b', 6, '--output', tmp_path).splitlines()
+    for part, start in ('train', 'Epoch: '), ('val', 'Test: '):
+        found = [re.findall(r'(?:Loss|Err@1|Err@5) (\S+) \((\S+)\)', line) for line in lines if line.startswith(start)]
+        for epoch, record in enumerate(epochs(tmp_path)[1:]):
+            values = torch.tensor([[[float(number) for number in pair] for pair in line] for line in found])
+            own = values.view(2, -1, 3, 2)[epoch]
+            logged = [record[part][name] for name in ('loss', 'err1', 'err5')]
+            assert own[-1, :, 1].tolist() == pytest.approx(logged, abs=2e-3)
+            if part == 'train':  # all batches are of one size
+                assert own[:, :, 0].mean(0).tolist() == pytest.approx(logged, abs=2e-3)
+
+
+def test_processes_with_unequal_numbers_of_batches_do_not_wait_for_each_other(folder, classify, tmp_path):
+    classify('--epochs', 1, '--output', tmp_path)
+    (folder / 'val' / 'fox' / '0.png').unlink()  # 17 pictures: one process tests 8 and 1, the other 8
+    out = run(2, 'docker_classify', folder, *SMALL, '-b', 8, '--evaluate', '--resume', tmp_path / LAST)
+    assert re.findall(r'Test: (\S+)', out) == ['[0/2]']
+    assert out.count(' * Err@1 ') == 1

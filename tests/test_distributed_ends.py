@@ -3,6 +3,7 @@
 import re
 import shutil
 import signal
+from datetime import timedelta
 
 import pytest
 
@@ -108,6 +109,7 @@ def test_a_process_with_too_few_images_is_refused(devkit, tmp_path):
     [
         ('--dist-url foo', '--dist-url foo: No rendezvous handler for ://; processes meet at tcp://HOST:PORT'),
         ('--dist-url tcp://127.0.0.1', '--dist-url tcp://127.0.0.1: .* port number missing; .*'),
+        ('--dist-url file:///no/where', '--dist-url file:///no/where: no such folder'),
         ('--dist-backend nccl', '--dist-backend nccl needs GPUs, .*'),
     ],
 )
@@ -117,3 +119,14 @@ def test_where_and_through_what_processes_cannot_meet_is_told(folder, tmp_path, 
         codes, (error,) = job.end()
     assert codes == [1]
     assert re.fullmatch(f'error: {told}\n', error)
+
+
+def test_processes_that_meet_in_a_file_wait_as_long_as_told(folder, tmp_path):
+    store, *numbers = distributed._rendezvous(f'file://{tmp_path}/meeting', 0, 2, timedelta(seconds=7))
+    assert (store.timeout, numbers) == (timedelta(seconds=7), [0, 2])
+    meeting = '--world-size', 2, '--rank', 0, '--dist-url', f'file://{tmp_path}/meet', '--dist-timeout', 2
+    with Job((['docker_classify', folder, *SMALL, '--output', tmp_path, *meeting], {})) as job:
+        codes, (error,) = job.end()
+    assert codes == [1]
+    told = f'error: process 0 of 2 (file://{tmp_path}/meet) cannot go on without the others; '
+    assert error.startswith(told) and error.count('\n') == 1

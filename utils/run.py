@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from models.norm import statistics
-from utils import checkpoint, output
+from utils import checkpoint
 from utils.checkpoint import Checkpoint
 from utils.distributed import everyones, is_distributed, rank, together, world_size
-from utils.errors import UserError
+from utils.errors import UserError, reading
 from utils.finite import FiniteLoss, check_weights
 from utils.interrupt import Stopped, StopRequest
 from utils.learner import Learner
 from utils.metrics import Metrics
 from utils.reporting import Log, Reporter
-from utils.restore import Identity, head_difference, load_optimizer, resume, transfer
+from utils.restore import Identity, check_fit, head_difference, load_optimizer, resume, transfer
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,17 @@ class Best:
 class Numbered:
     """Checkpoints that are kept for good: of every `every` epochs, and of the run's last."""
 
-    pattern: str  # with {} for the number of epochs done
+    stem: str  # before the number of epochs done
     every: int
 
     def name(self, epochs: int) -> str:
         """That of the checkpoint of so many epochs."""
-        return self.pattern.format(epochs)
+        return f'{self.stem}{epochs}.pth'
+
+    def number(self, name: str) -> int | None:
+        """The epochs of the checkpoint of this name; None for other names."""
+        digits = name.removeprefix(self.stem).removesuffix('.pth')
+        return int(digits) if digits.isdecimal() and self.name(int(digits)) == name else None
 
     def due(self, epoch: int, epochs: int) -> bool:
         """Whether one is kept of `epoch`, in a run of `epochs`."""
@@ -53,14 +58,12 @@ class Files:
     best: Best | None = None
     numbered: Numbered | None = None
 
-    def names(self, epochs: int) -> list[str]:
-        """Those of all files that a run of so many epochs writes."""
-        names = [self.last]
-        if self.best:
-            names.append(self.best.name)
-        if self.numbered:
-            names += [self.numbered.name(n) for n in range(1, epochs + 1) if self.numbered.due(n, epochs)]
-        return names
+    def include(self, name: str, epochs: int) -> bool:
+        """Whether a run of so many epochs writes a file of this name."""
+        number = self.numbered and self.numbered.number(name)
+        if number:
+            return number <= epochs and self.numbered.due(number, epochs)
+        return name in (self.last, self.best and self.best.name)
 
 
 class Run:
@@ -88,7 +91,8 @@ class Run:
         self.log = Log(folder)
         self.finite = FiniteLoss(learner.compute.device)
         self.epoch = self.step = self.seed = 0
-        self.best = 100.0
+        self.best: float | None = None  # before the first epoch is validated
+        self.smooth_loss: float | None = None  # where the epoch under way began: an average that epochs hand on
         self.metrics: Metrics | None = None  # of the epoch under way
         self.metrics_state: dict[str, Any] | None = None  # of a resumed epoch, until they exist
         self.newest: Path | None = None  # checkpoint to go back to
@@ -97,18 +101,20 @@ class Run:
         """Start afresh, resume `found` or transfer it, and log the arguments; UserError if it fits neither way."""
         difference = found and head_difference(found, self.learner.model, self.identity)
         if found and not difference:
-            self._resume(found, seed)
+            self._resume(found, seed, start_epoch)
         else:
             self._start(found, difference, seed or 0, start_epoch)
         if self.leads:
-            checkpoint.remove_leftovers(self.folder / name for name in self.files.names(self.epochs))
+            checkpoint.remove_leftovers(self.folder, lambda name: self.files.include(name, self.epochs))
             facts = {'device': str(self.learner.compute), 'from_epoch': self.epoch, 'from_step': self.step}
             self.log.start(arguments, self.files.last, **facts)
 
     def resumed_metrics(self, metrics: Metrics) -> Metrics:
-        """Let an epoch's new metrics go on from where the resumed ones stopped."""
+        """Let an epoch's new metrics go on from where the resumed ones, or the last epoch's average, stopped."""
+        metrics.smooth_loss = self.smooth_loss
         if self.metrics_state is not None:
-            metrics.load_state_dict(self.metrics_state)
+            with reading(f'{self.newest}: its metrics has another form'):
+                metrics.load_state_dict(self.metrics_state)
         self.metrics, self.metrics_state = metrics, None
         return metrics
 
@@ -138,14 +144,17 @@ class Run:
     def finish_epoch(self, **results: dict[str, Any]) -> None:
         """Log the epoch's results in `train` and `val`, and save it, also as the best or numbered if it is."""
         names = [self.files.last]
-        if self.files.best and results['val'][self.files.best.metric] <= self.best:
-            self.best = results['val'][self.files.best.metric]
-            names.append(self.files.best.name)
+        if self.files.best:
+            reached = results['val'][self.files.best.metric]
+            if self.best is None or reached < self.best:
+                self.best = reached
+                names.append(self.files.best.name)
         if self.files.numbered and self.files.numbered.due(self.epoch + 1, self.epochs):
             names.append(self.files.numbered.name(self.epoch + 1))
         learning_rate = self.learner.learning_rate(self.epoch + (self.step - 1) / self.step)
         if self.leads:
             self.log.note(epoch=self.epoch, lr=learning_rate, **results, **self._best())
+        self.smooth_loss = self.metrics.smooth_loss
         self.epoch, self.step, self.metrics = self.epoch + 1, 0, None
         self.save(*names)
         if self.leads:
@@ -166,6 +175,7 @@ class Run:
             'scaler': self.learner.scaler.state_dict(),
             'seed': self.seed,
             'position': self._position(),
+            'smooth_loss': self.smooth_loss,
             **self._processes(),
             **self._best(),
         }
@@ -175,7 +185,7 @@ class Run:
         self.newest = self.folder / names[0]
 
     def _best(self) -> dict[str, float]:
-        return {self.files.best.key: self.best} if self.files.best else {}
+        return {} if self.best is None else {self.files.best.key: self.best}
 
     def _processes(self) -> dict[str, list[dict[str, Any]]]:
         """What each process of a job has of its own: running statistics, and counts inside an epoch."""
@@ -191,28 +201,34 @@ class Run:
         return {'step': self.step, 'plan': self.plan, 'metrics': self.metrics.state_dict()}
 
     def _start(self, found: Checkpoint | None, difference: str | None, seed: int, epoch: int) -> None:
-        own = [self.folder / name for name in self.files.names(self.epochs)]
+        own = sorted(path for path in self.folder.glob('*') if self.files.include(path.name, self.epochs))
         if found and found.path in own:
             raise UserError(f'{found.path} cannot be resumed: {difference}; give another --output')
-        output.refuse_overwriting(*own)
+        if own:
+            last = self.folder / self.files.last
+            path, go_on = (last, 'go on with it (--auto-resume), or ') if last in own else (own[0], '')
+            cure = f'{go_on}give this one a folder of its own, --output runs/{self.identity.arch}'
+            raise UserError(f'{path} is of another run: {cure}')
         self.seed, self.epoch = seed, epoch
         if found:
             fresh = transfer(self.learner.model, found)
             self.reporter.say(f'=> transferred {found.path}; left out, as initialised: {", ".join(fresh)}')
 
-    def _resume(self, found: Checkpoint, seed: int | None) -> None:
+    def _resume(self, found: Checkpoint, seed: int | None, start_epoch: int) -> None:
         if seed is not None and found.seed not in (None, seed):
             raise UserError(f'{found.path} was trained with --seed {found.seed}, not {seed}: leave --seed out')
         self._take_position(found)
         resume(self.learner.model, found)
         self._take_own(found)
-        load_optimizer(self.learner.optimizer, found)
+        load_optimizer(self.learner.model, self.learner.optimizer, found)
         if found.scaler and self.learner.scaler.is_enabled():
-            self.learner.scaler.load_state_dict(found.scaler)
+            with reading(f'{found.path}: its scaler has another form'):
+                self.learner.scaler.load_state_dict(found.scaler)
         self.seed = (seed or 0) if found.seed is None else found.seed
-        self.epoch, self.newest = found.epoch, found.path
+        self.epoch = start_epoch if found.epoch is None else found.epoch
+        self.smooth_loss, self.newest = found.smooth_loss, found.path
         if self.files.best:
-            self.best = found.best.get(self.files.best.key, self.best)
+            self.best = found.best.get(self.files.best.key)
         self.reporter.say(f'=> resumed {found.path}: {self.epoch} epochs and {self.step} steps done')
 
     def _take_position(self, found: Checkpoint) -> None:
@@ -222,12 +238,16 @@ class Run:
             old, new = (', '.join(f'{k} {v}' for k, v in p.items()) for p in (found.position['plan'], self.plan))
             raise UserError(f'{found.path} was saved inside an epoch of {old}; it cannot go on with {new}')
         self.step, self.metrics_state = found.position['step'], found.position['metrics']
+        samples, micro_batch, *_ = self.plan.values()
+        if self.step * micro_batch >= samples + micro_batch:
+            raise UserError(f'{found.path}: its position is step {self.step} of an epoch of {samples} samples')
 
     def _take_own(self, found: Checkpoint) -> None:
         """Go on with this process's own statistics and counts; a job of another size takes the first one's."""
         if found.processes and len(found.processes) == world_size():
-            own = found.processes[rank()]
-            for name, value in statistics(self.learner.model).items():
+            own, statistics_here = found.processes[rank()], statistics(self.learner.model)
+            check_fit(statistics_here, own['statistics'], found.path)
+            for name, value in statistics_here.items():
                 value.copy_(own['statistics'][name])
             self.metrics_state = own['metrics']
         elif not self.leads:
