@@ -198,6 +198,7 @@ def test_what_is_wrong_is_told_and_nothing_half_written_is_left(segment, devkit,
 def test_wrong_arguments(segment, capsys):
     assert '--batch-size 1: tiny trains on 2 images per device' in segment.error(capsys, '--train', '--batch-size', 1)
     assert 'invalid scales value' in segment.error(capsys, '--scales', '1,0')
+    assert 'not finite' in segment.error(capsys, '--train', '--base_lr', 1e30, '--last_mult', 1e8)
     assert '--device cuda:7: no such device here' in segment.error(capsys, '--gpu', 7)
     for name in 'my/exp', '':
         assert 'argument --exp: invalid part_of_a_name value' in segment.error(capsys, f'--exp={name}')
