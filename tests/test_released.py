@@ -97,7 +97,7 @@ def test_the_numbers_are_those_that_the_scripts_print(tool, data, sample, weight
     rows = {name: row['measured'] for name, row in record(tmp_path).items()}
     assert tuple(rows) == FILES
     errors = ' * Err@1 {err1:.3f} Err@5 {err5:.3f}\n'
-    scores = ' * P_C {P_C:.2f} R_C {R_C:.2f} F_C {F_C:.2f} P_O {P_O:.2f} R_O {R_O:.2f} F_O {F_O:.2f}\n   mAP {mAP:.2f}\n'
+    scores = ' * P_C {P_C:.2f} R_C {R_C:.2f} F_C {F_C:.2f} P_O {P_O:.2f} R_O {R_O:.2f} F_O {F_O:.2f}\n   mAP {mAP:.2f} ('
     voc = f'--exp=x --data {sample}/VOCdevkit --output {tmp_path}/voc'
     for name, script, words, form in (
         (IMAGENET, classify, f'{sample}/imagenet --evaluate', errors),
