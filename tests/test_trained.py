@@ -1,5 +1,7 @@
-"""utils/trained.py: what net a file is of, as it says or as its tensors tell; its weights, its classes' names."""
+"""utils/trained.py: what net a file is of, as it says or as its tensors tell; hubconf.py, through torch.hub itself."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+import hubconf
 import models
-from tests.conftest import TinyNet
+from tests.conftest import TinyNet, TinySegmenter
 from tests.nets import on_meta
 from utils.checkpoint import Checkpoint
 from utils.class_names import default_names
@@ -16,7 +19,9 @@ from utils.errors import UserError
 from utils.trained import identify, load_net
 from utils.voc import CLASSES
 
+ROOT = Path(hubconf.__file__).parent
 NAMES = ['ant', 'bee', 'cat', 'dog', 'eel', 'fox', 'gnu']
+HUB_NAMES = [*models.classifiers, *(f'segmenter_{name}' for name in models.segmenters)]
 
 
 def test_classes_without_names():
@@ -86,3 +91,68 @@ def test_net_of_a_checkpoint_has_its_weights(tiny):
     assert (identity.task, identity.arch, identity.classes) == ('imagenet', 'tiny', NAMES)
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """torch.hub, whose list and help know no local source, with this folder in the place of its cache."""
+    monkeypatch.setattr(torch.hub, '_get_cache_or_reload', lambda *args, **kwargs: str(ROOT))
+    return torch.hub
+
+
+def load(name, **arguments):
+    return torch.hub.load(str(ROOT), name, source='local', **arguments)
+
+
+def test_the_registries_are_what_torch_hub_lists(hub):
+    assert sorted(hub.list('elastic')) == sorted(HUB_NAMES)
+
+
+@pytest.mark.parametrize('name', HUB_NAMES)
+def test_each_name_is_the_net_of_the_registry(hub, monkeypatch, name):
+    registry = models.segmenters if name.startswith('segmenter_') else models.classifiers
+    text, build = hub.help('elastic', name), name.removeprefix('segmenter_')
+    assert text.startswith(registry[build].__doc__)
+    assert 'checkpoint:' in text
+    assert getattr(hubconf, name).__name__ == name
+    monkeypatch.setitem(registry, build, lambda **arguments: (name, arguments))
+    for arguments in {}, {'num_classes': 5, 'checkpoint_activations': True}:
+        assert load(name, **arguments) == (name, arguments)
+    with pytest.raises(UserError, match='no checkpoint at '):
+        load(name, checkpoint='/none')
+
+
+@pytest.mark.parametrize(
+    'name, net, said',
+    [
+        ('dla60x', TinyNet(6), {}),
+        ('dla60x', TinyNet(6), {'task': 'imagenet'}),
+        ('dla60x', TinyNet(6), {'task': 'coco', 'classes': NAMES[:6]}),
+        ('segmenter_dla60x', TinySegmenter(6), {}),
+    ],
+)
+def test_hub_gives_the_weights_and_number_of_classes_of_a_checkpoint(monkeypatch, tmp_path, name, net, said):
+    registry = models.segmenters if name.startswith('segmenter_') else models.classifiers
+    monkeypatch.setitem(registry, 'dla60x', type(net))
+    path = tmp_path / 'net.pth'
+    torch.save({**said, 'state_dict': net.state_dict()}, path)
+    for arguments in {}, {'num_classes': 6}:
+        found = load(name, checkpoint=path, **arguments).state_dict()
+        assert found.keys() == net.state_dict().keys()
+        assert all(torch.equal(value, net.state_dict()[key]) for key, value in found.items())
+    with pytest.raises(UserError, match='a checkpoint of 6 classes, not of 7'):
+        load(name, checkpoint=str(path), num_classes=7)
+    with pytest.raises(TypeError, match='unexpected keyword'):
+        load(name, checkpoint=path, pretrained=True)
+    for wrong in {'task': 'coco' if name != 'dla60x' else 'voc'}, {'arch': 'resnext50'}:
+        torch.save({**said, **wrong, 'state_dict': net.state_dict()}, path)
+        with pytest.raises(UserError, match=r'a checkpoint of \w+, not of (imagenet|voc|dla60x)'):
+            load(name, checkpoint=path)
+
+
+def test_from_a_program_elsewhere(tmp_path):
+    code = f"""import torch
+net = torch.hub.load({str(ROOT)!r}, 'dla60x', source='local', num_classes=3)
+print(tuple(net(torch.zeros(2, 3, 32, 32)).shape))"""
+    ended = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, '(2, 3)\n', '')
