@@ -74,40 +74,49 @@ def assert_rows(printed, expected):
     assert [float(score) for score, _ in printed] == pytest.approx([score for score, _ in expected], abs=6e-5)
 
 
-def test_five_most_probable_classes_of_the_central_crop(save, predict, pictures, capsys):
-    model = save(TinyNet, 7, **IMAGENET)
+@pytest.mark.parametrize(
+    'task, seen, function, shown',
+    [
+        ('imagenet', lambda image: T.center_crop(T.resize(image, 37), 32), torch.nn.Softmax(1), lambda rows: rows[-5:]),
+        ('coco', lambda image: T.resize(image, (32, 32)), torch.sigmoid, lambda rows: [r for r in rows if r[0] > 0.5]),
+    ],
+)
+def test_five_most_probable_classes_or_all_labels(save, predict, pictures, capsys, task, seen, function, shown):
+    """Of the central crop (37: 32 * 256 / 224, rounded), or of the squashed picture."""
+    model = save(TinyNet, 7, task=task, arch='tiny', classes=NAMES)
     predict(*pictures)
     first, found = blocks(capsys.readouterr().out)
-    assert first == 'tiny for imagenet, 7 classes, 32 pixels'
+    assert first == f'tiny for {task}, 7 classes, 32 pixels'
     assert [title for title, _ in found] == list(map(str, pictures))
     for path, (_, rows) in zip(pictures, found, strict=True):
-        image = T.center_crop(T.resize(Image.open(path), 37), 32)  # 32 * 256 / 224, rounded
-        scores = model(normalised(image)).softmax(1)[0].tolist()
-        assert_rows(rows, sorted(zip(scores, NAMES, strict=True))[-5:])
+        scores = function(model(normalised(seen(Image.open(path)))))[0].tolist()
+        assert_rows(rows, shown(sorted(zip(scores, NAMES, strict=True))))
+        assert 0 < len(rows) < 7
     assert len({rows[0] for _, rows in found}) > 1
 
 
-def test_labels_of_the_squashed_picture(save, predict, pictures, capsys):
-    model = save(TinyNet, 7, task='coco', arch='tiny', classes=NAMES)
-    predict(*pictures)
-    _, found = blocks(capsys.readouterr().out)
-    for path, (_, rows) in zip(pictures, found, strict=True):
-        scores = model(normalised(T.resize(Image.open(path), (32, 32)))).sigmoid()[0].tolist()
-        assert_rows(rows, [(score, name) for score, name in zip(scores, NAMES, strict=True) if score > 0.5])
-        assert 0 < len(rows) < 7
+def test_no_label_is_said(save, predict, pictures, capsys):
+    model = save(TinyNet, 7)
     nn.init.zeros_(model.fc.weight)
     torch.save(model.state_dict(), predict.shared[0])
     predict(pictures[0], '--task', 'coco', '-a', 'tiny')
     assert capsys.readouterr().out.endswith('0.png\nno label\n')
 
 
-def test_overlays_are_of_the_centred_picture_whatever_its_size(save, predict, pictures, tmp_path, capsys):
-    model = save(TinySegmenter, 21, **VOC)
-    predict(pictures[0].parent, '--output', tmp_path / 'out', '--image-size', 65)
+def test_overlays_are_of_the_centred_pictures_below_a_folder_whatever_their_size(
+    save, predict, pictures, tmp_path, capsys
+):
+    model, folder = save(TinySegmenter, 21, **VOC), pictures[0].parent
+    (folder / 'more').mkdir()
+    (folder / 'notes.txt').touch()
+    Image.open(pictures[1]).save(folder / 'more' / '0.JPG')
+    predict(folder, '--output', tmp_path / 'out', '--image-size', 65)
     _, found = blocks(capsys.readouterr().out)
-    for path, (title, rows) in zip(pictures, found, strict=True):
-        picture, target = Image.open(path), tmp_path / 'out' / f'{path.stem}_overlay.jpg'
-        assert title == f'{path} -> {target}'
+    names = [*(f'{path.stem}_overlay.jpg' for path in pictures), '0_overlay_2.jpg']
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == sorted(names)
+    for path, name, (title, rows) in zip([*pictures, folder / 'more' / '0.JPG'], names, found, strict=True):
+        assert title == f'{path} -> {tmp_path}/out/{name}'
+        picture = Image.open(path)
         (width, height), wide = picture.size, max(65, -(-(picture.width - 1) // 16) * 16 + 1)
         left, top = (wide - width) // 2, (65 - height) // 2
         around = left, wide - width - left, top, 65 - height - top
@@ -118,24 +127,7 @@ def test_overlays_are_of_the_centred_picture_whatever_its_size(save, predict, pi
         image = np.asarray(picture)
         blend = np.where(labels[..., None] > 0, 0.4 * image + 0.6 * voc_palette()[labels], image).round()
         Image.fromarray(np.concatenate([image, blend.astype(np.uint8)], 1)).save(tmp_path / 'expected.jpg')
-        assert target.read_bytes() == (tmp_path / 'expected.jpg').read_bytes()
-
-
-def test_folder_is_all_pictures_below_and_names_do_not_collide(save, predict, pictures, tmp_path, capsys, monkeypatch):
-    save(TinySegmenter, 21, **VOC)
-    folder = pictures[0].parent
-    (folder / 'more').mkdir()
-    (folder / 'notes.txt').write_text('no picture')
-    Image.open(pictures[1]).save(folder / 'more' / '0.JPG')
-    monkeypatch.chdir(tmp_path)
-    predict(folder)
-    _, found = blocks(capsys.readouterr().out)
-    assert [title for title, _ in found] == [
-        *(f'{path} -> {path.stem}_overlay.jpg' for path in pictures),
-        f'{folder / "more" / "0.JPG"} -> 0_overlay_2.jpg',
-    ]
-    written = {path.name: Image.open(path).size for path in tmp_path.glob('*.jpg')}
-    assert (len(written), written['0_overlay.jpg'], written['0_overlay_2.jpg']) == (5, (80, 60), (180, 50))
+        assert (tmp_path / 'out' / name).read_bytes() == (tmp_path / 'expected.jpg').read_bytes()
 
 
 def test_folders_of_imagenet_are_shown_by_their_names(save, predict, pictures, capsys):
@@ -166,34 +158,24 @@ def test_what_is_wrong_is_told_and_nothing_is_written(save, predict, pictures, t
     assert f'cannot write to {tmp_path / "file"}' in predict.error(capsys, pictures[0], '--output', tmp_path / 'file')
 
 
-def test_exports_from_the_command_line(save, predict, pictures, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize('onnx', ['absent', 'there', 'too large'])
+def test_exports_are_all_or_none(save, predict, tmp_path, monkeypatch, capsys, onnx):
+    """What is in an ONNX file is tests/test_export.py's."""
     model, out = save(TinyNet, 7, **IMAGENET), tmp_path / 'out'
-    monkeypatch.setattr('utils.export.find_spec', lambda name: None)
-    predict('--export', out / 'net.pt2', pictures[0])
-    first, found = blocks(capsys.readouterr().out)
-    told = [f'exported: {out}/net.pt2', 'no ONNX file: that needs pip install onnx onnxscript']
-    assert (first.splitlines()[1:], len(found)) == (told, 1)
-    assert list(out.iterdir()) == [out / 'net.pt2']
-    assert_equals_eager([out / 'net.pt2'], model, IMAGE_SIZE)
-
-
-@pytest.mark.parametrize('full', [False, True])
-def test_exports_are_all_or_none(save, predict, tmp_path, monkeypatch, capsys, full):
-    """Where ONNX files can be written; what is in them is tests/test_export.py's."""
-    save(TinyNet, 7, **IMAGENET)
-    out = tmp_path / 'out'
 
     def write(program, path):
         path.write_bytes(b'half')
-        if full:
+        if onnx == 'too large':
             raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr('utils.export.find_spec', lambda name: name)
+    monkeypatch.setattr('utils.export.find_spec', lambda name: onnx != 'absent')
     monkeypatch.setattr('utils.export.save_onnx', write)
-    if full:
+    if onnx == 'too large':
         assert 'No space left' in predict.error(capsys, '--export', out / 'net.pt2')
         assert not list(out.iterdir())
-    else:
-        predict('--export', out / 'net.pt2')
-        assert capsys.readouterr().out.splitlines()[1:] == [f'exported: {out}/net.{kind}' for kind in ('pt2', 'onnx')]
-        assert sorted(out.iterdir()) == [out / 'net.onnx', out / 'net.pt2']
+        return
+    predict('--export', out / 'net.pt2')
+    second = f'exported: {out}/net.onnx' if onnx == 'there' else 'no ONNX file: that needs pip install onnx onnxscript'
+    assert capsys.readouterr().out.splitlines()[1:] == [f'exported: {out}/net.pt2', second]
+    assert (out / 'net.onnx').exists() == (onnx == 'there')
+    assert_equals_eager([out / 'net.pt2'], model, IMAGE_SIZE)
