@@ -161,7 +161,7 @@ def test_pictures(tool, saved, small, folder, tmp_path, monkeypatch, rows):
     tool(*paths)
     found = numbers(tmp_path)
     assert [image['file'] for image in found['images']] == list(map(str, paths))
-    sizes = 'XL,L XL,L L L,M M M,S S'.split()
+    sizes = ['XL,L', 'XL,L', 'L', 'L,M', 'M', 'M,S', 'S']
     assert [','.join(block['sizes']) for block in found['blocks']] == sizes
     for image in found['images']:
         assert all(size in offered.split(',') for size, offered in zip(image['sizes'].split(), sizes, strict=True))
