@@ -108,16 +108,6 @@ def test_the_other_branch_wins_everywhere_where_one_is_silenced(family, silent):
         assert sizes == dict(zip(offered, STAGES[name][1], strict=True))
 
 
-def test_a_batch_is_measured_as_one_by_one(family):
-    net, x = family[1], images(3)
-    batch, alone = measure(net, [x], 64), measure(net, x.split(1), 64)
-    assert batch.responses.shape == (3, sum(STAGES[family[0]][1]), 2)
-    assert 0 < batch.shares.min() < batch.shares.max() < 1
-    torch.testing.assert_close(batch.responses, alone.responses)
-    assert [batch.sizes(i) for i in range(3)] == [alone.sizes(i) for i in range(3)]
-    assert batch.by_share() == sorted(range(3), key=batch.shares.mean(1).tolist().__getitem__)
-
-
 def test_responses_are_means_of_absolute_values_at_the_blocks_resolution(small):
     net, kept = small().double(), []
     block = net.layer1[0]
@@ -197,8 +187,6 @@ def test_mistakes_are_one_line_and_leave_nothing(tool, saved, folder, tmp_path, 
     assert 'give one folder, or pictures' in tool.error(capsys, picture, folder / 'val')
     assert f'cannot write {saved}/x.png' in tool.error(capsys, picture, '--out', f'{saved}/x.png')
     assert '--out' in tool.error(capsys, picture, '--out', tmp_path / 'x.jpg')
-    assert '--image-size' in tool.error(capsys, picture, '--image-size', 31)
-    assert 'small.pth: a checkpoint of small' in tool.error(capsys, picture, '--arch', 'resnext50_elastic')
     picture.write_bytes(picture.read_bytes()[:200])
     assert str(picture) in tool.error(capsys, picture)
     monkeypatch.setattr(scale_policy, 'is_elastic', lambda model: False)

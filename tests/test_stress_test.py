@@ -124,14 +124,9 @@ def test_wrong_factors(capsys, factors):
 
 
 def test_mistakes_are_one_line_and_leave_nothing(tool, val, tmp_path, capsys):
-    assert '--out' in tool.error(capsys, '--out', tmp_path / 'stress.jpg')
     assert 'cannot write' in tool.error(capsys, '--out', tmp_path / 'ruler.pth' / 'stress.png')
-    (val / '1_big' / '1.png').write_bytes(b'')
-    assert '1_big/1.png' in tool.error(capsys)
     (val / '1_big').rename(val / '1_huge')
     assert 'its classes differ: 1_big where the data has 1_huge' in tool.error(capsys)
-    val.rename(val.parent / 'test')
-    assert 'no folder' in tool.error(capsys)
     assert not list(tmp_path.glob('out/*'))
 
 
