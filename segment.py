@@ -9,7 +9,6 @@ Evaluates data/deeplab_ARCH_pascal_v3_EXP_epoch50.pth (epoch N: --epochs N), or 
 paper is the default: SGD 0.007, momentum 0.9, a poly schedule, batches of 16 crops of 513 pixels, 50 epochs.
 """
 
-import math
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +23,16 @@ from torch.optim import SGD
 import models
 from models.deeplab import DeepLab
 from models.norm import freeze_norms
-from utils.arguments import Parser, add_distributed_arguments, add_run_arguments, natural, nonnegative, positive
+from utils.arguments import (
+    Parser,
+    add_distributed_arguments,
+    add_run_arguments,
+    natural,
+    nonnegative,
+    pixels,
+    positive,
+    scale_factors,
+)
 from utils.compute import on_gpu
 from utils.errors import exit_cleanly
 from utils.joint_transforms import CentredScene, RandomScene
@@ -56,14 +64,14 @@ def add_segmentation_arguments(parser: Parser) -> None:
     add('--data', type=Path, default=Path('data/VOCdevkit'), metavar='DIR', help='folder with VOC2012/')
     add('-a', '--arch', choices=nets, default='resnext50_elastic', metavar='ARCH', help=', '.join(nets))
     add('--epochs', type=positive, default=50, metavar='N', help='epochs in all')
-    add('--batch-size', '--batch_size', '-b', type=positive, default=16, metavar='N', help='images per update')
-    add('--base-lr', '--base_lr', type=nonnegative, default=0.007, metavar='X', help='initial learning rate')
-    add('--last-mult', '--last_mult', type=nonnegative, default=1.0, metavar='X', help="times that, for the head")
-    add('--freeze-bn', '--freeze_bn', action='store_true', help='leave batch norms as they are')
-    add('--crop-size', '--crop_size', type=positive, default=513, metavar='PIXELS', help='of training and test')
-    add('--no-checkpoint-activations', '--no_checkpoint_activations', action='store_true',
+    add('--batch-size', '-b', type=positive, default=16, metavar='N', help='images per update')
+    add('--base-lr', type=nonnegative, default=0.007, metavar='X', help='initial learning rate')
+    add('--last-mult', type=nonnegative, default=1.0, metavar='X', help="times that, for the head")
+    add('--freeze-bn', action='store_true', help='leave batch norms as they are')
+    add('--crop-size', type=pixels, default=513, metavar='PIXELS', help='of training and test')
+    add('--no-checkpoint-activations', action='store_true',
         help='when training, keep activations instead of recomputing them: faster, with more memory')  # fmt: skip
-    add('--scales', type=scales, default=[1.0], metavar='X,X,...', help='at which to test')
+    add('--scales', type=scale_factors, default=[1.0], metavar='X,X,...', help='at which to test')
     add('--flip', action='store_true', help='test mirrored too')
     add('--overlay', action='store_true', help='write image | truth | prediction to overlays/')
     add('--gpu', type=natural, metavar='N', help='the GPU to test on; default: all')
@@ -76,14 +84,6 @@ def part_of_a_name(text: str) -> str:
     if not text or '/' in text or '\0' in text:
         raise ValueError(text)
     return text
-
-
-def scales(text: str) -> list[float]:
-    """Positive numbers between commas."""
-    values = [float(part) for part in text.split(',')]
-    if not all(0 < value < math.inf for value in values):
-        raise ValueError(text)
-    return values
 
 
 def main(args: Namespace) -> None:
@@ -144,7 +144,7 @@ def make_task(args: Namespace, model: nn.Module, loss: Callable[[Tensor, Target]
 def checkpoints(args: Namespace) -> Files:
     """The reference's names: every tenth epoch and the last are kept."""
     name = f'deeplab_{args.arch}_pascal_v3_{args.exp}'
-    return Files(f'{name}_last.pth', numbered=Numbered(f'{name}_epoch{{}}.pth', every=10))
+    return Files(f'{name}_last.pth', numbered=Numbered(f'{name}_epoch', every=10))
 
 
 def parameter_groups(model: nn.Module, last_mult: float) -> list[dict[str, Any]]:

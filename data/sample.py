@@ -26,7 +26,7 @@ from tqdm import tqdm
 from data.layouts import make_folders, write_index, write_scene
 from data.scenes import CLASS_NAMES, render_scene
 from data.staging import staged_folder
-from utils.arguments import Parser, natural, positive
+from utils.arguments import Parser, positive, random_seed
 from utils.data import available_cores
 from utils.errors import UserError, exit_cleanly
 
@@ -41,7 +41,7 @@ def make_parser() -> Parser:
     parser.add_argument('out', type=Path, metavar='OUT', help='folder to write')
     parser.add_argument('--train', type=positive, default=400, metavar='N', help='scenes to learn from')
     parser.add_argument('--val', type=positive, default=160, metavar='N', help='scenes held out')
-    parser.add_argument('--seed', type=natural, default=0, help='of all random choices')
+    parser.add_argument('--seed', type=random_seed, default=0, help='of all random choices')
     parser.add_argument('-j', '--workers', type=positive, default=available_cores(), help='processes that draw')
     return parser
 

@@ -6,7 +6,6 @@ a convolution before it can take it in. Outputs are the same up to rounding; net
 
 import copy
 from collections.abc import Callable
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -24,51 +23,22 @@ def fused(net: nn.Module) -> nn.Module:
 
 
 class Conv(nn.Module):
-    """relu(conv(x) + bias + other), relu and other where asked; on a CPU in a single pass of oneDNN."""
+    """relu(conv(x) + bias + other), relu and other where asked."""
 
     def __init__(self, conv: nn.Conv2d, norm: Norm | None = None, relu: bool = False):
         super().__init__()
         weight, bias = folded(conv, norm)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.geometry = conv.padding, conv.stride, conv.dilation, conv.groups
+        self.geometry = conv.stride, conv.padding, conv.dilation, conv.groups
         self.relu = relu
 
-    def forward(self, x: Tensor, other: Tensor | None = None, overwrite: bool = False) -> Tensor:
-        """N x in x H x W, to be added N x out x H' x W' -> N x out x H' x W', in place of `other` if `overwrite`."""
-        if x.device.type == 'cpu' and not torch.compiler.is_compiling() and onednn_takes(x.dtype):
-            return self._by_onednn(x, other, overwrite)
-        padding, stride, dilation, groups = self.geometry
-        y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """N x in x H x W and, to be added, N x out x H' x W' -> N x out x H' x W'."""
+        y = F.conv2d(x, self.weight, self.bias, *self.geometry)
         if other is not None:
-            y += other
-        return F.relu(y, inplace=True) if self.relu else y
-
-    def _by_onednn(self, x: Tensor, other: Tensor | None, overwrite: bool) -> Tensor:
-        """The operators to which torch.compile lowers such sums; eager PyTorch has no public name for them."""
-        conv = self.weight, self.bias, *self.geometry
-        if other is None:
-            return torch.ops.mkldnn._convolution_pointwise(x, *conv, 'relu' if self.relu else 'none', [], '')
-        end = 'add', 1.0, 'relu' if self.relu else None, [], None
-        if overwrite:
-            return torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *conv, *end)
-        return torch.ops.mkldnn._convolution_pointwise.binary(x, other, *conv, *end)
-
-
-@cache
-def onednn_takes(dtype: torch.dtype) -> bool:
-    """Whether this build of PyTorch has oneDNN's convolutions, and this CPU can do them in the dtype.
-
-    In bfloat16 not every CPU can, and F.conv2d has ways that these have not.
-    """
-    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
-        return False
-    pixel = torch.ones(1, 1, 1, 1, dtype=dtype)
-    try:
-        torch.ops.mkldnn._convolution_pointwise(pixel, pixel, None, [0, 0], [1, 1], [1, 1], 1, 'none', [], '')
-    except (AttributeError, RuntimeError):
-        return False
-    return True
+            y.add_(other)
+        return y.relu_() if self.relu else y
 
 
 def folded(conv: nn.Conv2d, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
@@ -117,14 +87,14 @@ class Branches(nn.Module):
             whole = side_by_side(first, low[0]), side_by_side(second, low[1]), summed(third, low[2])
             self.convs = nn.ModuleList(whole)
 
-    def forward(self, x: Tensor, other: Tensor | None = None, overwrite: bool = False) -> Tensor:
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """N x in x H x W and, to be added, N x out x H' x W' -> N x out x H' x W'."""
         first, second, third = self.convs
         if self.elastic:
             a, b, c = self.low
             half = up(c(b(a(down(x)))), x.shape[-2:])
-            other, overwrite = half if other is None else half.add_(other), True
-        return third(second(first(x)), other, overwrite)
+            other = half if other is None else half.add_(other)
+        return third(second(first(x)), other)
 
 
 def _branch(block: SplitBottleneck, suffix: str, norm: Norm, relu: bool) -> list[Conv]:
@@ -145,10 +115,10 @@ class ResNeXtBlock(nn.Module):
             self.downsample = Conv(*block.downsample)
 
     def forward(self, x: Tensor) -> Tensor:
-        """N x in_planes x H x W -> N x out_planes x H' x W'; x is overwritten where it is its own shortcut."""
+        """N x in_planes x H x W -> N x out_planes x H' x W'."""
         shortcut = x if self.downsample is None else self.downsample(x)
         if self.selayer is None:
-            return self.branches(x, shortcut, overwrite=True)
+            return self.branches(x, shortcut)
         return F.relu(self.selayer(self.branches(x)).add_(shortcut), inplace=True)
 
 
@@ -160,7 +130,7 @@ class DLABlock(nn.Module):
         self.branches = Branches(block, block.bn3, relu=True)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """As the block's; the residual, which others may still need, is kept."""
+        """As the block's."""
         return self.branches(x, residual)
 
 
@@ -172,8 +142,8 @@ class DLARoot(nn.Module):
         self.conv, self.residual = Conv(root.conv, root.bn, relu=True), root.residual
 
     def forward(self, x2: Tensor, *others: Tensor) -> Tensor:
-        """As the root's; x2, which nobody needs afterwards, is overwritten where it is added."""
-        return self.conv(torch.cat([x2, *others], 1), x2 if self.residual else None, overwrite=True)
+        """As the root's."""
+        return self.conv(torch.cat([x2, *others], 1), x2 if self.residual else None)
 
 
 class DenseLayer(nn.Module):
@@ -199,7 +169,7 @@ class DenseLayer(nn.Module):
         if self.elastic:
             a, b = self.low
             half = up(b(a(down(y))), x.shape[-2:])
-        return torch.cat([x, second(first(y), half, overwrite=True)], 1)
+        return torch.cat([x, second(first(y), half)], 1)
 
 
 def fuse(module: nn.Module) -> nn.Module:

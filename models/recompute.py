@@ -36,7 +36,7 @@ def recompute(module: nn.Module, x: Tensor, forward: Callable[[Tensor], Tensor] 
     options = {'use_reentrant': False, 'preserve_rng_state': False}
     if not torch.compiler.is_compiling():
         options['context_fn'] = lambda: (nullcontext(), frozen_statistics(module))
-    return checkpoint(forward or module, x, **options)
+    return checkpoint(module if forward is None else forward, x, **options)
 
 
 class RecomputedSequential(nn.Sequential):

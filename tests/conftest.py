@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import models
 from models.elastic import SplitBottleneck
 from models.resnext import ResNeXt
+from tests.pictures import write_coco, write_voc
 from utils import coco, image_folder, voc
 from utils.errors import exit_cleanly
 
@@ -94,6 +95,18 @@ def folder(tmp_path):
     return write_folder(tmp_path / 'pictures')
 
 
+@pytest.fixture(name='coco')
+def coco_set(tmp_path):
+    """24 + 9 pictures of three classes in COCO's layout of 2014."""
+    return write_coco(tmp_path / 'coco', train=24, val=9)
+
+
+@pytest.fixture
+def devkit(tmp_path):
+    """13 + 3 scenes in VOC's layout."""
+    return write_voc(tmp_path / 'devkit', train_aug=[(40, 48)] * 13, val=[(30, 40), (50, 33), (30, 40)])
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Small nets are quicker on one thread, and tests that run side by side do not disturb each other."""
@@ -129,6 +142,15 @@ def classify(folder, tiny):
     import classify
 
     return Script(classify, folder, '-a tiny -b 8 -g 2 --epochs 2 --lr 0.05 --image-size 32 -j 0 -p 3 --device cpu')
+
+
+@pytest.fixture
+def segment(devkit, tiny, tmp_path):
+    """segment.py with TinySegmenter: crops of 33 pixels, batches of 4, two epochs, into tmp_path/run."""
+    import segment
+
+    arguments = '-a tiny --batch_size 4 --crop_size 33 --epochs 2 --base_lr 0.05 --workers 0 -p 2 --device cpu'
+    return Script(segment, '--exp=mine', f'--data {devkit} --output {tmp_path}/run {arguments}')
 
 
 def stop_at(monkeypatch, call, number=signal.SIGTERM):

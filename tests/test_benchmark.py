@@ -77,6 +77,7 @@ def bench(monkeypatch):
         monkeypatch.setitem(benchmark.NETS, name, build)
     monkeypatch.setitem(benchmark.RIVALS, 'rival', TinyNet)
     monkeypatch.setattr(net_speed, 'Apart', Here)
+    monkeypatch.setattr(net_speed, 'MATRIX_SIDE', 64)  # 2048 in bf16 take minutes on a processor that has no bf16
     nets = 'tiny tiny/segmenter --rivals rival'
     return Script(benchmark, '--nets', f'{nets} -b 2 --image-size 32 --rounds 3 --device cpu')
 

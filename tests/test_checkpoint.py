@@ -63,7 +63,7 @@ def test_released_file_is_resumed_with_its_momentum(tmp_path, zipped, wrapped):
     assert not same(fresh, model)
     assert head_difference(found, fresh, NET) == ''
     resume(fresh, found)
-    load_optimizer(its_optimizer, found)
+    load_optimizer(fresh, its_optimizer, found)
     assert same(fresh, model)
     for own, saved in zip(fresh.parameters(), model.parameters(), strict=True):
         own, saved = its_optimizer.state[own]['momentum_buffer'], optimizer.state[saved]['momentum_buffer']
@@ -158,14 +158,23 @@ def test_missing_file_and_file_without_tensors_are_named(tmp_path):
 @pytest.mark.parametrize(
     'change, told',
     [
-        ({'epoch': 'seven'}, "its epoch is no number but 'seven'"),
-        ({'epoch': float('nan')}, 'its epoch is no number but nan'),
-        ({'classes': 5}, 'its classes is a int, not a list of names'),
-        ({'seed': '0'}, 'its seed is a str, not a whole number'),
-        ({'scaler': 2.0}, 'its scaler is a float, not a dict'),
-        ({'position': 3}, 'its position is a int, not a dict'),
+        ({'epoch': 'seven'}, "its epoch is 'seven', not a whole number"),
+        ({'epoch': float('nan')}, 'its epoch is nan, not a whole number'),
+        ({'epoch': 10**400}, 'its epoch is a int, not a whole number from 0 on'),
+        ({'epoch': -1}, 'its epoch is -1, not a whole number from 0 on'),
+        ({'epoch': torch.zeros(1, dtype=torch.complex64)}, 'its epoch is a tensor of a kind that is not read'),
+        ({'classes': 5}, 'its classes is 5, not a list'),
+        ({'classes': ['ant', 5]}, r'its classes\[1\] is 5, not a name'),
+        ({'seed': '0'}, "its seed is '0', not a whole number"),
+        ({'scaler': 2.0}, 'its scaler is 2.0, not a dict'),
+        ({'scaler': {'scale': None}}, 'its scaler.scale is None, not a finite number'),
+        ({'position': 3}, 'its position is 3, not a dict'),
         ({'position': {'step': 3}}, 'its position has no plan, metrics'),
-        ({'processes': [{'statistics': {}}]}, 'its processes has no metrics'),
+        ({'position': {'step': -1, 'plan': {}, 'metrics': {}}}, 'its position.step is -1, not a whole number'),
+        ({'position': {'step': 3, 'plan': 5, 'metrics': {}}}, 'its position.plan is 5, not a dict'),
+        ({'position': {'step': 3, 'plan': {}, 'metrics': {'loss': 'x'}}}, 'its position.metrics is a dict, not number'),
+        ({'processes': [{'statistics': {}}]}, r'its processes\[0\] has no metrics'),
+        ({'processes': [{'metrics': None}]}, r'its processes\[0\] has no statistics'),
         ({'state_dict': {0: torch.zeros(1)}}, 'holds no state_dict of named tensors'),
     ],
 )

@@ -1,6 +1,5 @@
 """classify.py end to end on a small folder: printed lines, files, exact resume."""
 
-import json
 import re
 import shutil
 import signal
@@ -12,30 +11,10 @@ from PIL import Image
 import classify as script
 import docker_classify
 from tests.conftest import Script, stop_at, write_folder
+from tests.runs import LAST, MEASURED, PAIR, assert_same, content, epochs
 from utils import checkpoint
 from utils.interrupt import Stopped
 from utils.run import Run
-
-LAST = 'tiny_checkpoint.pth.tar'
-PAIR = r'\d+\.\d{3} \(\d+\.\d{3}\)'
-MEASURED = rf'Loss \d+\.\d{{4}} \(\d+\.\d{{4}}\)\tErr@1 {PAIR}\tErr@5 {PAIR}'
-
-
-def content(folder, name=LAST):
-    """The tensors of a checkpoint, weights and momentum, by name."""
-    found = checkpoint.read(folder / name)
-    momentum = {f'momentum {key}': value['momentum_buffer'] for key, value in found.optimizer['state'].items()}
-    return {**found.state_dict, **momentum}
-
-
-def assert_same(left, right):
-    """Bit for bit the same tensors."""
-    assert left.keys() == right.keys()
-    assert not [name for name in left if not torch.equal(left[name], right[name])]
-
-
-def epochs(folder):
-    return [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
 
 
 def test_printed_lines_have_the_form_of_the_reference(classify, tmp_path, capsys):

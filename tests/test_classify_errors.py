@@ -11,7 +11,7 @@ import torch
 
 import classify as script
 from tests.conftest import Script, stop_at
-from tests.test_classify import LAST
+from tests.runs import LAST
 from utils import output
 from utils.interrupt import Stopped
 from utils.run import Run

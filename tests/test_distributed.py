@@ -10,9 +10,7 @@ import pytest
 import torch
 
 from tests import job
-from tests.test_classify import LAST, MEASURED, PAIR, assert_same, epochs
-from tests.test_multilabel_classify import coco  # noqa: F401 - a fixture
-from tests.test_segment import devkit  # noqa: F401 - a fixture
+from tests.runs import LAST, MEASURED, PAIR, assert_same, epochs
 from utils import checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -149,7 +147,7 @@ def test_averaged_statistics_are_saved_and_shared_evaluation_reports_them(folder
 
 
 @pytest.mark.parametrize('average', [[], ['--average-bn']])
-def test_coco_as_a_job(coco, tmp_path, average):  # noqa: F811 - the fixture
+def test_coco_as_a_job(coco, tmp_path, average):
     arguments = ['multilabel_classify', coco, *SMALL, '-b', 8, '--output', tmp_path, *average]
     assert torchrun(2, *arguments).count('   mAP ') == 2
     last = tmp_path / 'coco_tiny_checkpoint.pth.tar'
@@ -158,7 +156,7 @@ def test_coco_as_a_job(coco, tmp_path, average):  # noqa: F811 - the fixture
     assert evaluated.splitlines()[-2:] == alone.splitlines()[-2:]
 
 
-def test_voc_as_a_job(devkit, tmp_path):  # noqa: F811 - the fixture
+def test_voc_as_a_job(devkit, tmp_path):
     common = f'--exp x --data {devkit} -a tiny --crop-size 33 --epochs 2 --workers 0 --device cpu -p 1'.split()
     arguments = ['segment', *common, '--base-lr', 0.05, '--batch-size', 4, '--freeze-bn']
     outs = [torchrun(world, *arguments, '--train', '--output', tmp_path / str(world)) for world in (2, 1)]

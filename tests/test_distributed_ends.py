@@ -5,14 +5,15 @@ import shutil
 import signal
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 import torch
 
-from tests.test_classify import LAST, MEASURED, PAIR, assert_same, content, epochs
+from tests.runs import LAST, MEASURED, PAIR, assert_same, content, epochs
 from tests.test_distributed import RUN, SMALL, WORKER, start, torchrun
-from tests.test_segment import devkit  # noqa: F401 - a fixture
 from utils import checkpoint
+from utils.distributed import _rendezvous
 
 
 def killed_and_uninterrupted(world, kill, folder, tmp_path):
@@ -122,6 +123,7 @@ def test_errors_are_told_once(folder, tmp_path, classify, capsys):
     [
         (['--dist-url', 'foo'], 'error: --dist-url foo: No rendezvous handler for ://; processes meet at tcp://HOST:PORT'),
         (['--dist-url', 'tcp://127.0.0.1'], 'error: --dist-url tcp://127.0.0.1: .* port number missing; .*'),
+        (['--dist-url', 'file:///no/where'], 'error: --dist-url file:///no/where: no such folder'),
         (['--dist-backend', 'nccl'], 'error: --dist-backend nccl needs GPUs, .*'),
     ],
 )
@@ -133,7 +135,21 @@ def test_where_and_through_what_processes_cannot_meet_is_told(folder, tmp_path, 
     assert re.fullmatch(f'{told}\n', errors)
 
 
-def test_a_process_with_too_few_images_is_refused(devkit, tmp_path):  # noqa: F811 - the fixture
+def test_file_in_which_processes_meet_has_their_timeout(tmp_path):
+    store, *numbers = _rendezvous(f'file://{tmp_path}/meet', 0, 2, timedelta(seconds=7))
+    assert (store.timeout, numbers) == (timedelta(seconds=7), [0, 2])
+
+
+def test_process_that_waits_in_vain_at_a_file_ends_with_one_line(folder, tmp_path):
+    flags = '--world-size', 2, '--rank', 0, '--dist-url', f'file://{tmp_path}/meet', '--dist-timeout', 2
+    with start([sys.executable, WORKER, 'docker_classify', folder, *SMALL, '--output', tmp_path, *flags]) as process:
+        _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1
+    (line,) = errors.splitlines()
+    assert line.startswith(f'error: process 0 of 2 (file://{tmp_path}/meet) cannot go on without the others; ')
+
+
+def test_a_process_with_too_few_images_is_refused(devkit, tmp_path):
     common = f'segment --train --exp x --data {devkit} -a tiny --crop-size 33 --workers 0 --device cpu'.split()
     command = [*RUN, '--nproc_per_node=2', WORKER, *common, '--batch-size', 2, '--output', tmp_path]
     with start(command) as process:

@@ -1,9 +1,5 @@
 """Fused nets against the reference's numbers and against the nets they are copies of."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -84,20 +80,3 @@ def test_bfloat16_is_near(name):
     with torch.inference_mode():
         wanted, found = net(x), fused(net).bfloat16()(x.bfloat16()).float()
     assert (found - wanted).abs().max() < 0.1 * wanted.abs().max() + 0.01
-
-
-OLD_CPU = """
-import torch
-from models.fused import Conv, onednn_takes
-conv, x = torch.nn.Conv2d(4, 4, 3).bfloat16(), torch.randn(1, 4, 9, 9).bfloat16()
-with torch.inference_mode():
-    torch.testing.assert_close(Conv(conv, relu=True)(x), conv(x).relu())
-print(onednn_takes(torch.float32), onednn_takes(torch.bfloat16))
-"""
-
-
-def test_a_cpu_without_bfloat16_goes_the_ordinary_way():
-    """oneDNN told to use no more than AVX2 refuses bfloat16 in these operators; F.conv2d does not."""
-    environment = os.environ | {'ONEDNN_MAX_CPU_ISA': 'AVX2'}
-    ended = subprocess.run([sys.executable, '-c', OLD_CPU], env=environment, capture_output=True, text=True)
-    assert ended.stdout.split() == ['True', 'False'], ended.stderr

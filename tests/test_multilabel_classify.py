@@ -9,15 +9,14 @@ from PIL import Image
 
 import multilabel_classify as script
 from tests.conftest import Script, stop_at
-from tests.test_classify import assert_same, content, epochs
+from tests.pictures import write_json
+from tests.runs import LAST_OF_COCO as LAST
+from tests.runs import assert_same, content, epochs
 from tools import prediction_sheet
 from utils.coco import open_part, read_table, squashed
 from utils.errors import UserError
 from utils.interrupt import Stopped
 from utils.multilabel import NAMES
-
-LAST = 'coco_tiny_checkpoint.pth.tar'
-
 
 # Annotations
 
@@ -34,12 +33,6 @@ def annotations():
             for n, area in enumerate(of_image)
         ],
     }
-
-
-def write_json(path, value):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-    return path
 
 
 def test_table_has_categories_in_the_files_order_and_empty_images(tmp_path, capsys):
@@ -103,28 +96,6 @@ def test_missing_files_are_named(tmp_path):
 
 
 # The script
-
-
-@pytest.fixture
-def coco(tmp_path):
-    """24 + 9 images of three classes in COCO's layout of 2014."""
-    random = np.random.RandomState(0)
-    for part, count in (('train', 24), ('val', 9)):
-        images = [{'id': n, 'file_name': f'{part}_{n}.png'} for n in range(count)]
-        notes = [
-            {'id': 3 * n + c, 'image_id': n, 'category_id': c, 'area': 500.0 * 4**c, 'iscrowd': 0}
-            for n in range(count)
-            for c in range(3)
-            if random.rand() < 0.4
-        ]
-        categories = [{'id': c, 'name': name} for c, name in enumerate(('ant', 'bee', 'cow'))]
-        value = {'images': images, 'annotations': notes, 'categories': categories}
-        write_json(tmp_path / 'coco' / 'annotations' / f'instances_{part}2014.json', value)
-        (tmp_path / 'coco' / f'{part}2014').mkdir()
-        for image in images:
-            pixels = (random.rand(40, 48, 3) * 255).astype('uint8')
-            Image.fromarray(pixels).save(tmp_path / 'coco' / f'{part}2014' / image['file_name'])
-    return tmp_path / 'coco'
 
 
 @pytest.fixture

@@ -44,17 +44,17 @@ def test_only_the_first_dense_block_runs_twice():
 
 
 def test_only_the_input_is_kept():
-    saved = []
+    x, saved = torch.randn(2, 64, 8, 8, requires_grad=True), []
     for net in nets():
         block = net.features.denseblock1.train()
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda tensor, kept=kept: kept.append(tensor) or tensor, lambda tensor: tensor
         ):
-            block(torch.randn(2, 64, 8, 8, requires_grad=True))
-        saved.append(len(kept))
-    assert saved[0] > 20
-    assert saved[1] == 1  # the input
+            block(x)
+        saved.append([tensor.data_ptr() for tensor in kept if tensor.numel()])  # PyTorch 2.11 keeps an empty one too
+    assert len(saved[0]) > 20
+    assert saved[1] == [x.data_ptr()]
 
 
 def test_a_compiled_step_is_the_same():

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import models
+import segment as segment_script
+from models.norm import batch_norms
 from tests.conftest import TinyNet
 from tests.test_checkpoint import NET, released, trained
-from tests.test_segment import devkit, segment  # noqa: F401 - fixtures
 from utils import checkpoint
 from utils.errors import UserError
 from utils.restore import Identity, head_difference, load_optimizer, resume, transfer
@@ -24,7 +25,7 @@ def test_momentum_is_placed_over_parameters_without_a_gradient(tmp_path):
     torch.save(released(model, optimizer), tmp_path / 'old')
     fresh, its_optimizer = trained()
     its_optimizer.state.clear()
-    load_optimizer(its_optimizer, checkpoint.read(tmp_path / 'old'))
+    load_optimizer(fresh, its_optimizer, checkpoint.read(tmp_path / 'old'))
     assert fresh.block.conv1_d.weight not in its_optimizer.state
     own, saved = its_optimizer.state[fresh.fc.bias], optimizer.state[model.fc.bias]
     assert torch.equal(own['momentum_buffer'], saved['momentum_buffer'])
@@ -34,7 +35,7 @@ def test_learning_rate_and_weight_decay_stay_those_of_the_command_line(tmp_path)
     torch.save(released(*trained()), tmp_path / 'old')
     model, _ = trained()
     optimizer = torch.optim.SGD(model.parameters(), 0.03, 0.8, weight_decay=0.5)
-    load_optimizer(optimizer, checkpoint.read(tmp_path / 'old'))
+    load_optimizer(model, optimizer, checkpoint.read(tmp_path / 'old'))
     group = optimizer.param_groups[0]
     assert (group['lr'], group['momentum'], group['weight_decay']) == (0.03, 0.8, 0.5)
 
@@ -101,22 +102,24 @@ def test_optimizer_that_does_not_fit_is_an_error(tmp_path):
     content['optimizer']['param_groups'][0]['params'].pop()
     torch.save(content, tmp_path / 'file')
     with pytest.raises(UserError, match=r'optimizer of \d+ parameters, the net has \d+'):
-        load_optimizer(optimizer, checkpoint.read(tmp_path / 'file'))
+        load_optimizer(model, optimizer, checkpoint.read(tmp_path / 'file'))
     content = released(model, optimizer)
     first = content['optimizer']['param_groups'][0]['params'][0]
     content['optimizer']['state'][first]['momentum_buffer'] = torch.zeros(2)
     torch.save(content, tmp_path / 'file')
     with pytest.raises(UserError, match=r'momentum 0 is \(2,\), its parameter \(8, 3, 3, 3\)'):
-        load_optimizer(optimizer, checkpoint.read(tmp_path / 'file'))
+        load_optimizer(model, optimizer, checkpoint.read(tmp_path / 'file'))
 
 
 @pytest.mark.parametrize(
     'saved, told',
     [
-        ({'state': {}}, "has no 'param_groups'"),
-        ({'state': {}, 'param_groups': [{}]}, "has no 'params'"),
-        ({'state': [], 'param_groups': [{'params': [0]}]}, "is not of PyTorch's form"),
-        ([{}, {}], "is not of PyTorch's form"),
+        ({'state': {}}, ' has no param_groups'),
+        ({'state': {}, 'param_groups': [{}]}, r'.param_groups\[0\] has no params'),
+        ({'state': {}, 'param_groups': [{'params': [None]}]}, r'.param_groups\[0\].params\[0\] is None, not the key'),
+        ({'state': [], 'param_groups': [{'params': [0]}]}, '.state is a list, not a dict'),
+        ({'state': {0: {'momentum_buffer': 'x'}}, 'param_groups': []}, '.state.0 is a dict, not the state of a param'),
+        ([{}, {}], ' is a list, not a dict'),
     ],
 )
 def test_optimizer_of_another_form_is_an_error_where_it_is_needed(tmp_path, saved, told):
@@ -124,8 +127,42 @@ def test_optimizer_of_another_form_is_an_error_where_it_is_needed(tmp_path, save
     torch.save(released(model, optimizer) | {'optimizer': saved}, tmp_path / 'file')
     found = checkpoint.read(tmp_path / 'file')
     resume(model, found)
-    with pytest.raises(UserError, match=f'file: its optimizer {told}'):
-        load_optimizer(optimizer, found)
+    with pytest.raises(UserError, match=f'file: its optimizer{told}'):
+        load_optimizer(model, optimizer, found)
+
+
+def test_optimizer_of_what_was_trained_with_frozen_norms(tmp_path):
+    """With --freeze_bn the reference gave its optimizer no batch norm's weight or bias."""
+    model, _ = trained()
+    norms = {parameter for norm in batch_norms(model) for parameter in norm.parameters()}
+    others = [parameter for parameter in model.parameters() if parameter not in norms]
+    optimizer = torch.optim.SGD(others, 0.1, 0.9)
+    optimizer.step()
+    torch.save(released(model, optimizer), tmp_path / 'frozen')
+    fresh, _ = trained(seed=1)
+    its_optimizer = torch.optim.SGD(fresh.parameters(), 0.1, 0.9)
+    load_optimizer(fresh, its_optimizer, checkpoint.read(tmp_path / 'frozen'))
+    assert len(its_optimizer.state) == len(others) < len(list(model.parameters()))
+    names = dict(model.named_parameters())
+    for name, parameter in fresh.named_parameters():
+        if parameter in its_optimizer.state:
+            own, saved = its_optimizer.state[parameter], optimizer.state[names[name]]
+            assert torch.equal(own['momentum_buffer'], saved['momentum_buffer'])
+        else:
+            assert names[name] in norms
+
+
+def test_frozen_segmenter_of_the_reference_has_145_of_387(tmp_path):
+    model = models.build_segmenter('resnext50_elastic')
+    optimizer = torch.optim.SGD(segment_script.parameter_groups(model, 1.0), 0.1, 0.9)
+    saved = {'state': {}, 'param_groups': [{'params': list(range(140))}, {'params': list(range(140, 145))}]}
+    saved['state'][144] = {'momentum_buffer': torch.arange(21.0)}
+    saved['state'][0] = {'momentum_buffer': torch.ones(64, 3, 7, 7)}
+    torch.save({'state_dict': {'w': torch.ones(1)}, 'optimizer': saved}, tmp_path / 'file')
+    load_optimizer(model, optimizer, checkpoint.read(tmp_path / 'file'))
+    assert sum(len(group['params']) for group in optimizer.param_groups) == 387
+    assert torch.equal(optimizer.state[model.aspp.conv3.bias]['momentum_buffer'], torch.arange(21.0))
+    assert optimizer.state[model.conv1.weight]['momentum_buffer'].all()
 
 
 def test_head_without_dimensions_does_not_fit(tmp_path):
@@ -162,7 +199,7 @@ def test_segmenter_of_other_classes_is_transferred(tmp_path):
     assert left == ['dla_up', 'fc', 'up']
 
 
-def test_released_files_are_told_apart(segment, tmp_path, capsys):  # noqa: F811
+def test_released_files_are_told_apart(segment, tmp_path, capsys):
     """Files of the reference name neither task nor, for VOC, the net."""
     torch.manual_seed(0)
     states = {

@@ -4,14 +4,14 @@ import os
 
 import pytest
 
-from tests.test_classify import LAST, assert_same, content, epochs
-from tests.test_segment import LAST as LAST_SEGMENTER
-from tests.test_segment import devkit, segment  # noqa: F401 - fixtures
+from tests.conftest import stop_at
+from tests.runs import LAST, LAST_OF_VOC, assert_same, content, epochs
 from utils import checkpoint, reporting, task
 from utils.compute import Compute
 from utils.errors import UserError
 from utils.interrupt import Stopped
 from utils.reporting import Log
+from utils.run import Best, Files, Numbered
 
 
 def killed_at(monkeypatch, place, suffix):
@@ -28,14 +28,14 @@ def killed_at(monkeypatch, place, suffix):
 
 
 @pytest.mark.parametrize('place', [2, 3])  # of epoch 2: the numbered file, the last
-def test_run_killed_between_two_files_of_an_epoch_loses_neither(segment, tmp_path, monkeypatch, place):  # noqa: F811
-    numbered = LAST_SEGMENTER.replace('last', 'epoch2')
+def test_run_killed_between_two_files_of_an_epoch_loses_neither(segment, tmp_path, monkeypatch, place):
+    numbered = LAST_OF_VOC.replace('last', 'epoch2')
     segment('--train', '--output', tmp_path / 'whole')
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         killed_at(patch, place, '.pth')
         segment('--train')
     segment('--train', '--auto-resume')
-    for name in LAST_SEGMENTER, numbered:
+    for name in LAST_OF_VOC, numbered:
         assert_same(content(tmp_path / 'run', name), content(tmp_path / 'whole', name))
 
 
@@ -62,6 +62,64 @@ def test_what_a_killed_run_left_half_written_is_removed(classify, tmp_path):
         (tmp_path / name).write_bytes(b'half')
     classify('--output', tmp_path, '--epochs', 0)
     assert [name for name in names if (tmp_path / name).exists()] == names[2:]
+
+
+def test_second_net_in_a_folder_is_told_where_to_go(classify, small, tmp_path, capsys):
+    """Both would keep their best as model_best.pth.tar, and there is nothing that --auto-resume could go on with."""
+    classify('--output', tmp_path, '--epochs', 1)
+    told = classify.error(capsys, '--output', tmp_path, '-a', 'small', '--auto-resume')
+    best = tmp_path / 'model_best.pth.tar'
+    assert told == f'error: {best} is of another run: give this one a folder of its own, --output runs/small'
+    told = classify.error(capsys, '--output', tmp_path)
+    cure = 'go on with it (--auto-resume), or give this one a folder of its own, --output runs/tiny'
+    assert told == f'error: {tmp_path / LAST} is of another run: {cure}'
+
+
+@pytest.mark.parametrize('name', ['{}', '{0.__class__}', '}{', '%s'])
+def test_experiment_may_have_any_name(segment, tmp_path, name):
+    segment('--train', '--epochs', 1, '--exp', name)
+    ends = 'epoch1', 'last'
+    assert sorted(path.name for path in (tmp_path / 'run').glob('*.pth')) == [
+        f'deeplab_tiny_pascal_v3_{name}_{end}.pth' for end in ends
+    ]
+    segment('--epochs', 1, '--exp', name)
+
+
+def test_run_of_many_epochs_looks_only_at_files_that_are_there(segment, tmp_path, capsys, monkeypatch):
+    name, calls = Numbered.name, []
+    monkeypatch.setattr(Numbered, 'name', lambda self, epochs: calls.append(epochs) or name(self, epochs))
+    numbered, half = (tmp_path / 'run' / LAST_OF_VOC.replace('last', part) for part in ('epoch50', 'epoch60'))
+    half = half.with_name(f'{half.name}.12.tmp')
+    numbered.parent.mkdir()
+    for path in numbered, half:
+        path.touch()
+    assert f'{numbered} is of another run: give' in segment.error(capsys, '--train', '--epochs', 100_000)
+    numbered.unlink()
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(patch, 1)
+        segment('--train', '--epochs', 100_000)
+    assert not half.exists()
+    assert len(calls) < 10
+
+
+@pytest.mark.parametrize(
+    'name, epochs, included',
+    [
+        ('last', 1, True),
+        ('best', 1, True),
+        ('run_10.pth', 10, True),
+        ('run_10.pth', 9, False),
+        ('run_9.pth', 9, True),
+        ('run_9.pth', 10, False),
+        ('run_0.pth', 10, False),
+        ('run_010.pth', 10, False),
+        ('run_.pth', 10, False),
+        ('other_10.pth', 10, False),
+    ],
+)
+def test_which_files_are_of_a_run(name, epochs, included):
+    files = Files('last', Best('best', 'err1', 'best_err1'), Numbered('run_', every=10))
+    assert files.include(name, epochs) == included
 
 
 def test_folder_is_locked_before_its_checkpoint_is_read(classify, tmp_path, monkeypatch):
@@ -134,7 +192,7 @@ def test_own_checkpoint_of_other_classes_is_told_apart(classify, folder, tmp_pat
     assert told in classify.error(capsys, '--output', tmp_path, '--auto-resume')
 
 
-def test_run_whose_devices_would_get_too_few_is_refused(segment, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_run_whose_devices_would_get_too_few_is_refused(segment, tmp_path, capsys, monkeypatch):
     """13 images on four devices are 4, 4, 4 and 1, which no net of two at least can be trained on."""
     monkeypatch.setattr(Compute, 'devices', 4)
     told = segment.error(capsys, '--train', '-b', 16)

@@ -13,47 +13,17 @@ import models
 import segment as script
 from data.palette import voc_palette
 from tests.conftest import Script, stop_at
-from tests.test_classify import assert_same, content, epochs
-from tests.test_voc import SIZES, STEP, scene
+from tests.pictures import SIZES, STEP, write_voc
+from tests.runs import LAST_OF_VOC as LAST
+from tests.runs import assert_same, content, epochs
 from utils import checkpoint
 from utils.data import MEAN, STD
 from utils.interrupt import Stopped
 from utils.voc import CLASSES
 
-LAST = 'deeplab_tiny_pascal_v3_mine_last.pth'
-
-
-def write_voc(folder, **parts):
-    """FOLDER/VOC2012 with scenes of these sizes per list."""
-    voc = folder / 'VOC2012'
-    for name in ('JPEGImages', 'SegmentationClassAug', 'list'):
-        (voc / name).mkdir(parents=True)
-    for part, sizes in parts.items():
-        names = [f'{part}_{number}' for number in range(len(sizes))]
-        for seed, (name, size) in enumerate(zip(names, sizes, strict=True)):
-            picture, mask = scene(*size, seed=seed, cell=5)
-            picture.save(voc / 'JPEGImages' / f'{name}.png')
-            mask.putpalette(voc_palette().tobytes())
-            mask.save(voc / 'SegmentationClassAug' / f'{name}.png')
-        lines = [f'/JPEGImages/{name}.png /SegmentationClassAug/{name}.png\n' for name in names]
-        (voc / 'list' / f'{part}.txt').write_text(''.join(lines))
-    return folder
-
-
-@pytest.fixture
-def devkit(tmp_path):
-    return write_voc(tmp_path / 'devkit', train_aug=[(40, 48)] * 13, val=[(30, 40), (50, 33), (30, 40)])
-
-
-@pytest.fixture
-def segment(devkit, tiny, tmp_path):
-    """segment.py with TinySegmenter: crops of 33 pixels, batches of 4, two epochs, into tmp_path/run."""
-    arguments = '-a tiny --batch_size 4 --crop_size 33 --epochs 2 --base_lr 0.05 --workers 0 -p 2 --device cpu'
-    return Script(script, '--exp=mine', f'--data {devkit} --output {tmp_path}/run {arguments}')
-
 
 class Oracle(nn.Module):
-    """Reads the labels from the brightness of the pictures of test_voc.scene."""
+    """Reads the labels from the brightness of the pictures of tests/pictures.py."""
 
     backbone, heads, untrained, smallest_batch = (), ('head',), (), 1
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 
+from tests.pictures import SIZES, STEP, scene
 from utils.batches import EvalBatches, TrainBatches
 from utils.compute import Compute
 from utils.confusion import IGNORED
@@ -16,19 +17,6 @@ from utils.multiscale import MultiScale
 from utils.schedules import poly
 from utils.segmentation import RunningLoss, segmentation_loss
 from utils.voc import Scenes, Target, groups_of_one_size, open_scene, open_scenes
-
-STEP = 12  # grey levels from one label to the next in the pictures of these tests
-
-
-def scene(height, width, seed=0, cell=1):
-    """A picture whose brightness tells the labels 0..20 of its mask, in square cells."""
-    labels = np.random.RandomState(seed).randint(0, 21, (-(-height // cell), -(-width // cell)))
-    labels = labels.repeat(cell, 0).repeat(cell, 1)[:height, :width].astype(np.uint8)
-    picture = Image.fromarray(np.repeat(labels[..., None] * STEP, 3, 2))
-    return picture, Image.fromarray(labels)
-
-
-SIZES = [(1, 1), (1, 600), (37, 52), (333, 500), (512, 513), (514, 500), (600, 400), (577, 578)]
 
 
 @pytest.mark.parametrize('height, width', SIZES)
@@ -87,7 +75,7 @@ def test_scales_are_log_uniform_from_half_to_double_and_half_is_flipped():
     assert np.histogram(logarithms, 4, (-1, 1))[0].sum() == 300
     assert (np.abs(np.histogram(logarithms, 4, (-1, 1))[0] - 75) < 25).all()
     first = drawn(RandomScene(250), 100, 100, 300, cell=100 // 2)
-    corners = [labels[0, 0].item() for _, labels in first]
+    corners = [labels[image[3] == 1][0].item() for image, labels in first]
     left = np.asarray(scene(100, 100, cell=50)[1])[0, 0]
     assert 100 < sum(corner == left for corner in corners) < 200
 
@@ -106,10 +94,32 @@ def test_crops_of_a_large_image_come_from_everywhere():
     assert max(tops) > 150
 
 
-def test_padding_of_a_small_image_is_on_the_right_and_at_the_bottom():
-    image, labels = drawn(RandomScene(129), 20, 30, 1)[0]
-    assert image[3, 0, 0] == 1
-    assert image[3, -1].sum() == image[3, :, -1].sum() == 0
+@pytest.mark.parametrize('height, width', [(20, 31), (64, 65), (66, 300), (200, 90)])
+def test_crops_are_those_of_the_scaled_image_padded_by_half_of_what_it_lacks_on_each_side(height, width):
+    """Built whole in NumPy: flip, resize, pad by max(0, int((1 + crop - side) / 2)) on both ends, cut."""
+    size, offsets = 65, set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        image, labels = RandomScene(size)(*scene(height, width, cell=4))
+        torch.manual_seed(seed)
+        flip, scale, *places = torch.rand(4).tolist()
+        picture, mask = scene(height, width, cell=4)
+        if flip < 0.5:
+            picture, mask = ImageOps.mirror(picture), ImageOps.mirror(mask)
+        wide, high = (round(side * 2 ** (2 * scale - 1)) for side in (width, height))
+        pads = [(max(0, int((1 + size - side) / 2)),) * 2 for side in (high, wide)]
+        pixels = np.pad(picture.resize((wide, high), Image.Resampling.LANCZOS), [*pads, (0, 0)])
+        inside = np.pad(np.ones((high, wide)), pads)
+        truth = np.pad(mask.resize((wide, high), Image.Resampling.NEAREST), pads, constant_values=IGNORED)
+        free = [side - size + 1 for side in truth.shape]
+        top, left = (int(place * positions) for place, positions in zip(places, free, strict=True))
+        part = np.s_[top : top + size, left : left + size]
+        assert np.array_equal(image.permute(1, 2, 0), np.dstack([pixels, inside])[part])
+        assert np.array_equal(labels, truth[part])
+        offsets |= {(side < size, side % 2, offset) for side, offset in ((high, top), (wide, left))}
+    even, odd = ({offset for small, rest, offset in offsets if small and rest == parity} for parity in (1, 0))
+    assert even <= {0}
+    assert odd <= {0, 1}
 
 
 def test_single_image_at_the_end_is_dropped_where_it_cannot_be_trained_on():

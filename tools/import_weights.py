@@ -36,7 +36,7 @@ from models.dla import Tree
 from models.elastic import Split
 from models.halves import halved, joined
 from utils import checkpoint, safetensors_file
-from utils.arguments import Parser, natural
+from utils.arguments import Parser, random_seed
 from utils.errors import UserError, exit_cleanly
 from utils.finite import check_weights
 from utils.restore import check_fit, module_state
@@ -76,7 +76,7 @@ def make_parser() -> Parser:
     parser.add_argument('weights', type=Path, metavar='WEIGHTS', help="file with the library's state dict")
     parser.add_argument('out', type=Path, metavar='OUT.pth.tar', help='checkpoint to write; must not exist')
     parser.add_argument('--elastic', action='store_true', help='start the net with Elastic instead')
-    parser.add_argument('--seed', type=natural, default=0, metavar='N', help='of what stays as initialised')
+    parser.add_argument('--seed', type=random_seed, default=0, metavar='N', help='of what stays as initialised')
     return parser
 
 

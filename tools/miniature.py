@@ -34,7 +34,7 @@ from data.scenes import CLASS_NAMES
 from data.staging import staged_files
 from models.resnext import ResNeXt
 from utils import checkpoint
-from utils.arguments import Parser, add_device_argument, natural
+from utils.arguments import Parser, add_device_argument, random_seed
 from utils.batches import EvalBatches, TrainBatches
 from utils.comparison import draw, table
 from utils.compute import Compute
@@ -213,7 +213,7 @@ def write_whole(path: Path, content: dict[str, Any]) -> None:
 
 def seeds(text: str) -> list[int]:
     """Different whole numbers from 0 on, separated by commas."""
-    values = [natural(part) for part in text.split(',')]
+    values = [random_seed(part) for part in text.split(',')]
     if len(set(values)) < len(values):
         raise ValueError(text)
     return values

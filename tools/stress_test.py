@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 import models
-from utils.arguments import Parser, add_out_argument, add_test_arguments
+from utils.arguments import Parser, add_out_argument, add_test_arguments, scale_factors
 from utils.batches import EvalBatches
 from utils.compute import Compute
 from utils.data import MEAN, DeviceLoader
@@ -56,7 +56,7 @@ def make_parser() -> Parser:
 
 def main(args: Namespace) -> None:
     """Evaluate every net at every factor; print, draw and note the errors."""
-    factors = args.factors
+    factors = sorted(set(args.factors))
     pictures = [open_folder(args.data / 'val', scaled_crop(args.image_size, factor)) for factor in factors]
     learners = open_learners(args, pictures[0].classes)
     check_results(args.out)
@@ -149,14 +149,6 @@ def draw_curves(panel: Axes, factors: list[float], results: dict[str, list[dict[
     panel.xaxis.set_minor_locator(NullLocator())
     panel.set(xlabel='size of the objects (1: the usual test)', ylabel='Err@1 (%), standard error', ylim=(0, 100))
     panel.grid(alpha=0.3)
-
-
-def scale_factors(text: str) -> list[float]:
-    """Finite numbers above 0, separated by commas, in order."""
-    values = sorted({float(part) for part in text.split(',')})
-    if not all(0 < value < math.inf for value in values):
-        raise ValueError(text)
-    return values
 
 
 if __name__ == '__main__':

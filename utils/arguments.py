@@ -1,19 +1,34 @@
 """Command-line arguments that scripts share, each described once."""
 
 import argparse
-import math
-from collections.abc import Callable
+import re
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from utils.compute import DTYPES
 
+LARGEST = 2**31 - 1  # of whole numbers: products of two and an image's values are counted in 64 bits
+MOST_PIXELS = 2**14  # of a side
+MOST = 1e18  # of real numbers: products of two are numbers of float32
+
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the default of each argument in --help and one line for an error."""
+    """argparse with the default of each argument in --help and one line for an error.
+
+    Flags are declared with dashes and may be given with underscores, as in the reference.
+    """
 
     def __init__(self, description: str | None):
         super().__init__(description=description, formatter_class=_HelpFormatter)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse's, which parse_args calls, with --a_flag, --a_flag=a_value and --a_fl read as --a-flag ..."""
+        args = list(sys.argv[1:] if args is None else args)
+        end = args.index('--') if '--' in args else len(args)
+        flags = [re.sub(r'^--[\w-]+(?==|\Z)', lambda flag: flag[0].replace('_', '-'), arg) for arg in args[:end]]
+        return super().parse_known_args(flags + args[end:], namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'{self.prog}: error: {message} (--help lists the arguments)\n')
@@ -33,9 +48,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add('--amp', choices=list(DTYPES), default='off', help='mixed precision')
     add('--no-channels-last', action='store_true', help='contiguous feature maps, slower')
     add('--compile', action='store_true', help='torch.compile the net')
-    add('--seed', type=natural, metavar='N', help='of initial values, order and augmentation; 0 unless given')
+    add('--seed', type=random_seed, metavar='N', help='of initial values, order and augmentation; 0 unless given')
     add('--output', type=Path, default=Path(), metavar='DIR', help='for checkpoints, log and curves')
-    add('--resume', type=Path, metavar='PATH', help='checkpoint to go on from, evaluate or transfer')
+    add('--resume', type=optional_path, metavar='PATH', help='checkpoint to go on from, evaluate or transfer')
     add('--auto-resume', action='store_true', help="go on from the run's own last checkpoint, if there is one")
     add('--save-steps', type=natural, default=0, metavar='N', help='save every N updates too; 0: at epochs only')
     parser.set_defaults(static_loss_scale=None)
@@ -44,10 +59,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
     """One process per device. Under torch.distributed.run --world-size and --rank are the launcher's."""
     add = parser.add_argument_group('one process per GPU').add_argument
-    add('--world-size', '--world_size', type=positive, default=1, metavar='N', help='number of processes')
+    add('--world-size', type=positive, default=1, metavar='N', help='number of processes')
     add('--rank', type=natural, metavar='N', help='number of this process, from 0')
-    add('--dist-url', '--dist_url', metavar='URL', help='where processes meet; default: where the launcher says')
-    add('--dist-backend', '--dist_backend', choices=['nccl', 'gloo'], help='default: nccl on GPUs, gloo on CPUs')
+    add('--dist-url', metavar='URL', help='where processes meet; default: where the launcher says')
+    add('--dist-backend', choices=['nccl', 'gloo'], help='default: nccl on GPUs, gloo on CPUs')
     add('--dist-timeout', type=positive, default=600, metavar='SECONDS', help='after which a silent process is lost')
     add('--average-bn', action='store_true', help='average running statistics over processes before each test')
     add('--sync-bn', action='store_true', help='normalise over the batches of all processes; GPUs only')
@@ -64,7 +79,8 @@ def add_recipe_arguments(
     add('--start-epoch', type=natural, default=0, metavar='N', help="number of the first; a resumed one's own wins")
     add('-b', '--batch-size', type=positive, default=256, metavar='N', help=batch)
     add('-g', '--num-gpus', type=positive, default=8, metavar='N', help='as if on so many GPUs, on any number')
-    add('--lr', '--learning-rate', type=nonnegative, default=0.1, metavar='X', help='initial learning rate')
+    # --l: before Python 3.12 an abbreviation of two names of one flag counts as ambiguous.
+    add('--lr', '--learning-rate', '--l', type=nonnegative, default=0.1, metavar='X', help='initial learning rate')
     add('--momentum', type=nonnegative, default=0.9, metavar='X', help='of SGD')
     add('--weight-decay', '--wd', type=nonnegative, default=1e-4, metavar='X', help='of all parameters')
 
@@ -105,32 +121,52 @@ def png(text: str) -> Path:
     return Path(text)
 
 
+def optional_path(text: str) -> Path | None:
+    """A path; of nothing, which was the default in the reference, None."""
+    return Path(text) if text else None
+
+
 def at_least_32(text: str) -> int:
-    """A whole number from 32 on, the factor by which the classifiers reduce a picture's sides."""
-    return _at_least(32, int(text))
+    """Pixels from 32 on, the factor by which the classifiers reduce a picture's sides."""
+    return _between(32, int(text), MOST_PIXELS)
+
+
+def pixels(text: str) -> int:
+    """A side of at least a pixel."""
+    return _between(1, int(text), MOST_PIXELS)
 
 
 def natural(text: str) -> int:
     """A whole number from 0 on."""
-    return _at_least(0, int(text))
+    return _between(0, int(text), LARGEST)
 
 
 def positive(text: str) -> int:
     """A whole number from 1 on."""
-    return _at_least(1, int(text))
+    return _between(1, int(text), LARGEST)
+
+
+def random_seed(text: str) -> int:
+    """A whole number from 0 on, of 64 bits."""
+    return _between(0, int(text), 2**63 - 1)
 
 
 def nonnegative(text: str) -> float:
-    """A finite number from 0 on."""
-    return _at_least(0, float(text))
+    """A number from 0 on."""
+    return _between(0, float(text), MOST)
 
 
 def above_zero(text: str) -> float:
-    """A finite number above 0."""
-    return _at_least(math.ulp(0.0), float(text))
+    """A number above 0."""
+    return _between(1 / MOST, float(text), MOST)
 
 
-def _at_least(least, value):
-    if not (math.isfinite(value) and value >= least):
+def scale_factors(text: str) -> list[float]:
+    """Numbers between commas, above 0 and small enough for pictures."""
+    return [_between(1 / MOST, float(part), 64) for part in text.split(',')]
+
+
+def _between(least, value, most):
+    if not least <= value <= most:
         raise ValueError(value)
     return value

@@ -4,15 +4,13 @@ A file is a dict with the reference's keys (epoch, arch, state_dict, optimizer, 
 (task, classes, seed, scaler, position, processes). Files of 2019 hold only some of them; bare state dicts hold none.
 """
 
-import glob
 import os
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from math import isfinite
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.errors import UserError, named
+from utils.errors import UserError, reading
+from utils.form import COUNT, NAME, NUMBER, TENSOR, Kind, fault, leaves, plain
 
 # NumPy scalars (a best error, say) are data; every other class in a pickle is refused.
 # Files written with NumPy 1 name its old module.
@@ -30,15 +29,30 @@ NUMPY_SCALARS = [
     (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
     (np._core.multiarray.scalar, 'numpy._core.multiarray.scalar'),
 ]
-# What the values must be that are not None; the optimizer's form is looked at when it is needed.
-KINDS = {
-    'arch': (str, 'a name'),
-    'task': (str, 'a name'),
-    'classes': (list, 'a list of names'),
-    'seed': (Integral, 'a whole number'),
-    'scaler': (dict, 'a dict'),
-    'position': (dict, 'a dict'),
-    'processes': (list, 'a list'),
+# Epochs may be floats or tensors, counts of metrics have a form that only the task's metrics know, and the form of the
+# optimizer, which other programs may have saved otherwise, is looked at when it is needed.
+EPOCH = Kind(COUNT.words, lambda value: NUMBER.fits(value) and plain(value) % 1 == 0 and COUNT.fits(int(plain(value))))
+COUNTED = Kind(
+    'numbers', lambda value: all(leaf is None or TENSOR.fits(leaf) or NUMBER.fits(leaf) for _, leaf in leaves(value))
+)
+ANYTHING = Kind('anything', lambda value: True)
+FORM = {
+    'state_dict': {str: TENSOR},
+    'epoch': EPOCH,
+    'arch': NAME,
+    'optimizer': ANYTHING,
+    'task': NAME,
+    'classes': [NAME],
+    'seed': COUNT,
+    'scaler': {str: NUMBER},
+    'position': {'step': COUNT, 'plan': {str: COUNT}, 'metrics': COUNTED},
+    'processes': [{'statistics': {str: TENSOR}, 'metrics': COUNTED}],
+    'best': {str: NUMBER},
+}
+# Of the tensors of a file; not complex, and not quantized.
+DTYPES = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 }
 
 
@@ -65,7 +79,7 @@ def read(path: str | os.PathLike) -> Checkpoint:
 
     `module.`, which DataParallel puts before every name, is taken off. Raises UserError for a file that is missing,
     damaged, no checkpoint, whose pickle holds anything but tensors, plain values and NumPy scalars, or whose values are
-    of other kinds than ours.
+    of other kinds than ours or not finite.
     """
     path = Path(path)
     content = _load(path)
@@ -73,11 +87,18 @@ def read(path: str | os.PathLike) -> Checkpoint:
         raise UserError(f'{path}: a {type(content).__name__}, not a checkpoint')
     if 'state_dict' not in content:
         content = {'state_dict': content}
-    known = {name: content[name] for name in Checkpoint.__dataclass_fields__ if content.get(name) is not None}
-    known['state_dict'] = _without_module(path, content['state_dict'])
-    known['best'] = _best(content)
-    _check_kinds(path, known)
-    return Checkpoint(**{**known, 'path': path, 'epoch': _epoch(path, known.get('epoch', 0))})
+    known = {name: content[name] for name in FORM if content.get(name) is not None}
+    known['best'] = {name: value for name, value in content.items() if _is_best(name, value)}
+    _check(path, known)
+    return Checkpoint(
+        **{
+            **known,
+            'path': path,
+            'state_dict': _without_prefix(known['state_dict']),
+            'epoch': int(plain(known.get('epoch', 0))),
+            'best': {name: float(value) for name, value in known['best'].items()},
+        }
+    )
 
 
 def write(content: Mapping[str, Any], *paths: Path) -> None:
@@ -101,11 +122,12 @@ def write(content: Mapping[str, Any], *paths: Path) -> None:
                 leftover.unlink(missing_ok=True)
 
 
-def remove_leftovers(paths: Iterable[Path]) -> None:
-    """Remove what was half written of these files when a process was killed; nobody may be writing them."""
-    for path in paths:
-        for leftover in path.parent.glob(f'{glob.escape(path.name)}.*.tmp'):
-            leftover.unlink(missing_ok=True)
+def remove_leftovers(folder: Path, are_own: Callable[[str], bool]) -> None:
+    """Remove what was half written of files of own names when a process was killed; nobody may be writing them."""
+    for path in folder.glob('*.tmp'):
+        name, _, _ = path.name.removesuffix('.tmp').rpartition('.')  # between them the process's number
+        if are_own(name):
+            path.unlink(missing_ok=True)
 
 
 def state_dict(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -123,65 +145,50 @@ def _save(content: Mapping[str, Any], path: Path) -> None:
 def _load(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f'no checkpoint at {path}')
-    try:
-        with torch.serialization.safe_globals(NUMPY_SCALARS):
+    damaged = f'{path}: not a PyTorch checkpoint, or a damaged one'
+    with reading(damaged), torch.serialization.safe_globals(NUMPY_SCALARS):
+        try:
             return torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(_refusal(path, str(error))) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f'{path}: not a PyTorch checkpoint, or a damaged one ({error})') from error
+        except pickle.UnpicklingError as error:
+            refused = re.search(r'GLOBAL ([\w.]+)', str(error))
+            what = 'which is neither a tensor nor a plain value'
+            told = f'{path}: refused, its pickle names {refused[1]}, {what}' if refused else damaged
+            raise UserError(told) from error
 
 
-def _refusal(path: Path, message: str) -> str:
-    refused = re.search(r'GLOBAL ([\w.]+)', message)
-    if refused:
-        return f'{path}: refused, its pickle names {refused[1]}, which is neither a tensor nor a plain value'
-    return f'{path}: not a PyTorch checkpoint, or a damaged one'
+def _check(path: Path, known: Mapping[str, Any]) -> None:
+    """UserError that names the first value which is not as FORM says, or the first tensor that no net can hold."""
+    wrong = fault(known.get('state_dict'), FORM['state_dict'], 'state_dict')
+    if wrong or not known['state_dict']:
+        raise UserError(f'{path}: holds no state_dict of named tensors: {wrong or "it is empty"}')
+    for field_name, value in known.items():
+        tensors = ((name, leaf) for name, leaf in leaves(value, field_name) if isinstance(leaf, Tensor))
+        wrong = next((f'{name} {told}' for name, leaf in tensors if (told := _tensor_fault(leaf))), '')
+        wrong = wrong or fault(value, FORM[field_name], field_name)
+        if wrong:
+            raise UserError(f'{path}: its {wrong}')
 
 
-def _without_module(path: Path, state: Any) -> dict[str, Tensor]:
-    if not (isinstance(state, Mapping) and state and all(map(_is_named_tensor, state.items()))):
-        raise UserError(f'{path}: holds no state_dict of named tensors')
-    wrapped = all(name.startswith('module.') for name in state)
-    return {name.removeprefix('module.') if wrapped else name: value for name, value in state.items()}
+def _tensor_fault(value: Tensor) -> str:
+    """Why a tensor cannot be a weight, a running statistic, a momentum or a count; empty if it can."""
+    is_usual = value.dtype in DTYPES and value.layout is torch.strided and not value.is_nested
+    if not is_usual or value.device.type != 'cpu':
+        return f'is a tensor of a kind that is not read ({value.dtype}, {value.layout}, {value.device})'
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # of a shape that would fill the memory
+        return f'is a tensor {tuple(value.shape)} of fewer numbers'
+    return '' if value.isfinite().all() else 'is not finite'
 
 
-def _is_named_tensor(item: tuple[Any, Any]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
-
-
-def _best(content: Mapping[str, Any]) -> dict[str, float]:
-    best = {name: _number(value) for name, value in content.items() if str(name).startswith('best_')}
-    return {name: value for name, value in best.items() if value is not None}
-
-
-def _epoch(path: Path, value: Any) -> int:
-    number = _number(value)
-    if number is None or not isfinite(number):
-        raise UserError(f'{path}: its epoch is no number but {value!r:.40}')
-    return int(number)
-
-
-def _number(value: Any) -> float | None:
-    """A number of Python's or NumPy's or in a tensor; None for anything else."""
+def _is_best(name: Any, value: Any) -> bool:
     is_number = isinstance(value, Real) or isinstance(value, Tensor) and value.numel() == 1
-    return float(value) if is_number else None
+    return isinstance(name, str) and name.startswith('best_') and is_number
 
 
-def _check_kinds(path: Path, known: Mapping[str, Any]) -> None:
-    for name, (kind, words) in KINDS.items():
-        if name in known and not isinstance(known[name], kind):
-            raise UserError(f'{path}: its {name} is a {type(known[name]).__name__}, not {words}')
-    if 'position' in known:
-        _check_keys(path, 'position', known['position'], ('step', 'plan', 'metrics'))
-    for process in known.get('processes', ()):
-        _check_keys(path, 'processes', process, ('statistics', 'metrics'))
-
-
-def _check_keys(path: Path, name: str, value: Any, keys: tuple[str, ...]) -> None:
-    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
-    if missing:
-        raise UserError(f'{path}: its {name} has no {named(missing)}')
+def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names without `module.`, or `module.1.` of the reference's half-precision nets, if all begin so."""
+    prefixes = ('module.1.', 'module.', '')
+    prefix = next(prefix for prefix in prefixes if all(name.startswith(prefix) for name in state))
+    return {name.removeprefix(prefix): value for name, value in state.items()}
 
 
 def _sync_folder(folder: Path) -> None:

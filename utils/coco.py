@@ -13,11 +13,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from utils.errors import UserError, named
+from utils.errors import UserError, named, reading
+from utils.form import NAME, Kind, fault
 from utils.image_folder import open_image
 
 SIZES = 'small', 'medium', 'large'
 AREA_BOUNDS = 32**2, 96**2  # of pixels, as COCO's evaluation has them: small below the first, large from the second on
+FILE_NAME = Kind('the name of a file', lambda value: isinstance(value, str) and value.strip('./') != '')
+ID = Kind('an id', lambda value: isinstance(value, int | str))
+FORM = {'images': [{'id': ID, 'file_name': FILE_NAME}], 'categories': [{'id': ID, 'name': NAME}]}
 
 
 @dataclass(frozen=True)
@@ -64,36 +68,40 @@ def open_part(folder: Path, part: str, year: str, transform: Callable[[Any], Ten
 def read_table(path: Path) -> Table:
     """Read an annotation file; images without annotations stay in, crowds count.
 
-    UserError that names the file and the fault if it is damaged, or an annotation has no valid image, category or area.
+    UserError that names the file and the fault if it is damaged, two images or categories have one id, or an annotation
+    has no valid image, category or area.
     """
     coco = _read(path)
     images, categories, annotations = (coco.dataset.get(key, []) for key in ('images', 'categories', 'annotations'))
     if not images or not categories or not annotations:  # without the last, as image_info_*.json: all would be absent
         raise UserError(f'{path}: lists no images, no categories or no annotations')
-    try:
-        rows = _places(path, annotations, 'image_id', [image['id'] for image in images])
-        columns = _places(path, annotations, 'category_id', [category['id'] for category in categories])
-        present = np.zeros((len(images), len(SIZES), len(categories)), dtype=bool)
-        present[rows, np.digitize(_areas(path, annotations), AREA_BOUNDS), columns] = True
-        files = np.array([image['file_name'] for image in images])
-        return Table(files, present, [category['name'] for category in categories])
-    except KeyError as error:
-        raise UserError(f'{path}: an image or category without {error}') from error
+    wrong = fault({'images': images, 'categories': categories}, FORM, 'content')
+    if wrong:
+        raise UserError(f'{path}: its {wrong}')
+    rows = _places(path, annotations, 'image_id', [image['id'] for image in images])
+    columns = _places(path, annotations, 'category_id', [category['id'] for category in categories])
+    present = np.zeros((len(images), len(SIZES), len(categories)), dtype=bool)
+    present[rows, np.digitize(_areas(path, annotations), AREA_BOUNDS), columns] = True
+    files = np.array([image['file_name'] for image in images])
+    return Table(files, present, [category['name'] for category in categories])
 
 
 def _read(path: Path) -> COCO:
     if not path.is_file():
         raise UserError(f'no annotation file {path}')
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress
-            return COCO(str(path))
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f'{path}: not an annotation file of COCO, or a damaged one ({error})') from error
+    with (
+        reading(f'{path}: not an annotation file of COCO, or a damaged one'),
+        contextlib.redirect_stdout(io.StringIO()),  # pycocotools reports its progress
+    ):
+        return COCO(str(path))
 
 
 def _places(path: Path, annotations: list[dict], key: str, known: list[int]) -> np.ndarray:
     """For each annotation the place of its image or category among the known ones."""
     place = {number: position for position, number in enumerate(known)}
+    if len(place) < len(known):
+        twice = next(number for position, number in enumerate(known) if place[number] != position)
+        raise UserError(f'{path}: two entries with the {key.replace("_", " ")} {twice}')
     places = np.fromiter((place.get(note.get(key), -1) for note in annotations), np.int64, len(annotations))
     if (places < 0).any():
         note = annotations[int(places.argmin())]
@@ -104,6 +112,6 @@ def _places(path: Path, annotations: list[dict], key: str, known: list[int]) -> 
 def _areas(path: Path, annotations: list[dict]) -> np.ndarray:
     areas = [note.get('area') for note in annotations]
     for note, area in zip(annotations, areas, strict=True):
-        if not isinstance(area, int | float) or not area >= 0:
+        if not (isinstance(area, int | float) and 0 <= area < 1e300):
             raise UserError(f'{path}: annotation {note.get("id")} has the area {area}, not a number from 0 on')
     return np.array(areas, dtype=np.float64)

@@ -9,7 +9,9 @@ from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, distributed
@@ -19,7 +21,8 @@ from torch.distributed.rendezvous import rendezvous
 from utils.errors import UserError, named, tell
 
 LOCAL = 'tcp://127.0.0.1:23456'  # where processes of one machine meet if nobody says: apex.parallel.multiproc
-LOST = re.compile('gloo/transport|pair closure')  # gloo raises plain RuntimeErrors when a process is gone
+# Of a process that is gone gloo and the store in a file tell by plain RuntimeErrors.
+LOST = re.compile('gloo/transport|pair closure|Wait timeout|Timeout waiting for key')
 
 
 @contextmanager
@@ -122,7 +125,12 @@ def _meet(args: Namespace, number: int, world: int, address: str) -> tuple[Store
 
 def _rendezvous(address: str, number: int, world: int, timeout: timedelta) -> tuple[Store, int, int]:
     try:
-        return next(rendezvous(address, number, world, timeout=timeout))
+        parts = urlsplit(address)
+        if parts.scheme == 'file' and not Path(parts.path).parent.is_dir():
+            raise UserError(f'--dist-url {address}: no such folder')  # for which torch would wait five minutes
+        store, number, world = next(rendezvous(address, number, world, timeout=timeout))
+        store.set_timeout(timeout)  # one in a file has not heard of it
+        return store, number, world
     except distributed.DistError:  # nobody came: the address itself was understood
         raise
     except (RuntimeError, ValueError, AssertionError) as error:  # what torch finds wrong with an address

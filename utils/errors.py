@@ -1,11 +1,20 @@
 """Errors a user can mend: shown as one line, without a traceback."""
 
+import re
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+# What torch's C++ adds to the text of an error: where it was raised, and a line per frame of the stack.
+CPP_STACK = re.compile(r'^(Exception raised from|frame #\d+:|C\+\+ CapturedTraceback).*', re.MULTILINE)
 
 
 class UserError(Exception):
     """Something the user can mend; its text says what is wrong and where, in one line."""
+
+    def __init__(self, text: str):
+        super().__init__(CPP_STACK.sub('', text))
 
 
 def exit_cleanly(main: Callable[[], None]) -> None:
@@ -22,6 +31,25 @@ def exit_cleanly(main: Callable[[], None]) -> None:
 def tell(error: UserError) -> None:
     """Print it on one line of stderr."""
     print('error:', ' '.join(str(error).split()), file=sys.stderr)
+
+
+@contextmanager
+def reading(told: str) -> Iterator[None]:
+    """Within, whatever a library raises over the bytes of a file is a UserError that begins with `told`.
+
+    What damaged bytes make libraries raise has no bounds: struct.error, IndexError, MemoryError. Their warnings are not
+    shown: of a readable file they tell nothing that matters here, and of another one the error tells.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            text = str(error)
+            text = text if ' ' in text else f'{type(error).__name__} {text}'  # a KeyError's is only the key
+            raise UserError(f'{told}: {text}') from error
 
 
 def named(names, most: int = 5) -> str:

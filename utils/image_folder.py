@@ -1,7 +1,6 @@
 """ImageNet-like folders, FOLDER/CLASS/*.jpg, and the reference's augmentation and test crop."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.utils.data import Dataset
 from torchvision import io, transforms
 from torchvision.transforms.functional import pil_to_tensor
 
-from utils.errors import UserError, named
+from utils.errors import UserError, named, reading
 from utils.folder_index import FolderIndex, open_index
 
 AREA, ASPECT = [0.08, 1.0], [3 / 4, 4 / 3]  # of the reference's random crops
@@ -103,7 +102,7 @@ def open_pixels(path: str) -> Tensor:
     will lose its decoder: without it Pillow decodes everything, to the same values.
     """
     decode = getattr(io, 'decode_jpeg', None)
-    with named_errors(path), Image.open(path) as image:
+    with reading(f'cannot read image {path}'), Image.open(path) as image:
         if decode and (image.format, image.mode) == ('JPEG', 'RGB'):
             image.fp.seek(0)
             content = torch.from_numpy(np.fromfile(image.fp, np.uint8))
@@ -116,17 +115,8 @@ def open_pixels(path: str) -> Tensor:
 
 def open_image(path: str) -> Image.Image:
     """The picture as RGB; UserError that names it if it cannot be decoded to its end."""
-    with named_errors(path), Image.open(path) as image:
+    with reading(f'cannot read image {path}'), Image.open(path) as image:
         if image.mode != 'RGB':
             return image.convert('RGB')
         image.load()
         return image
-
-
-@contextmanager
-def named_errors(path: str) -> Iterator[None]:
-    """Turns what Pillow raises into a UserError that names the picture."""
-    try:
-        yield
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f'cannot read image {path}: {error}') from error

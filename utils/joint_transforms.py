@@ -17,7 +17,10 @@ from utils.confusion import IGNORED
 
 @dataclass(frozen=True)
 class RandomScene:
-    """Flipped half the time, scaled by 0.5 to 2 (log-uniform), padded on the right and at the bottom, cropped."""
+    """Flipped half the time, scaled by 0.5 to 2 (log-uniform), padded all around, cropped at random.
+
+    Of what a side lacks each of its ends gets half, rounded up: the crop may leave out the odd row or column.
+    """
 
     size: int  # of the crop's sides
 
@@ -29,9 +32,14 @@ class RandomScene:
         width, height = (max(1, round(side * 2 ** (2 * scale - 1))) for side in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS)
         mask = mask.resize((width, height), Image.Resampling.NEAREST)
-        top, left = (int(part * (max(side - self.size, 0) + 1)) for part, side in ((down, height), (right, width)))
-        box = left, top, min(left + self.size, width), min(top + self.size, height)
-        return padded(image.crop(box), mask.crop(box), self.size, self.size)
+        top, left = self._corner(height, down), self._corner(width, right)
+        box = max(left, 0), max(top, 0), min(left + self.size, width), min(top + self.size, height)
+        return padded(image.crop(box), mask.crop(box), self.size, self.size, max(-top, 0), max(-left, 0))
+
+    def _corner(self, side: int, part: float) -> int:
+        """Where in a side of the image the crop begins, below 0 in the padding, for a `part` of 0 to 1."""
+        padding = max((1 + self.size - side) // 2, 0)
+        return int(part * (side + 2 * padding - self.size + 1)) - padding
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class CentredScene:
 
 
 def padded(
-    image: Image.Image, mask: Image.Image, height: int, width: int, top: int = 0, left: int = 0
+    image: Image.Image, mask: Image.Image, height: int, width: int, top: int, left: int
 ) -> tuple[Tensor, Tensor]:
     """An image and its mask within height x width pixels, their upper left corner at (top, left)."""
     around = left, width - left - image.width, top, height - top - image.height

@@ -52,7 +52,7 @@ class Average:
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.sum.fill_(state['sum'])
-        self.count = state['count']
+        self.count = int(state['count'])
 
 
 class Clock:

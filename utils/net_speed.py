@@ -24,6 +24,7 @@ from utils.interleaved import interleaved, rates
 from utils.learner import Learner
 from utils.memory import keep_freed_memory
 
+MATRIX_SIDE = 2048  # on a CPU; a GPU needs a larger product to be busy
 LAYOUTS = 'channels-last', 'contiguous'
 Build = Callable[[], nn.Module]
 
@@ -187,6 +188,6 @@ def testing(learner: Learner, images: Tensor, fuse: bool) -> Step:
 
 def matrix_product(compute: Compute) -> tuple[Step, float]:
     """A product of two matrices, and its floating-point operations."""
-    side = 8192 if compute.device.type == 'cuda' else 2048
+    side = MATRIX_SIDE * (4 if compute.device.type == 'cuda' else 1)
     matrix = torch.randn(side, side, device=compute.device, dtype=compute.dtype)
     return lambda: (matrix @ matrix)[0, 0].item(), 2.0 * side**3

@@ -36,13 +36,6 @@ def lock(folder: Path) -> IO:
     return file
 
 
-def refuse_overwriting(*checkpoints: Path) -> None:
-    """UserError if a new run would write over checkpoints of an earlier one."""
-    for path in checkpoints:
-        if path.exists():
-            raise UserError(f'{path} is of another run: go on with it (--auto-resume), or give another --output')
-
-
 def check_results(picture: Path) -> None:
     """Make the folder for PICTURE.png and PICTURE.json; UserError if that fails or nothing can be written there."""
     for path in (picture, picture.with_suffix('.json')):

@@ -7,9 +7,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.norm import statistics
+from models.norm import batch_norms, statistics
 from utils.checkpoint import Checkpoint
 from utils.errors import UserError, named
+from utils.form import Kind, fault
+
+# SGD's state as PyTorch saves it: what is kept of each parameter by its key, and the keys of each group.
+MOMENTUM = Kind(
+    'the state of a parameter of SGD',
+    lambda value: isinstance(value, dict) and isinstance(value.get('momentum_buffer'), Tensor | None),
+)
+OPTIMIZER = {
+    'param_groups': [{'params': [Kind('the key of a parameter', lambda key: isinstance(key, int))]}],
+    'state': {int: MOMENTUM},
+}
 
 
 @dataclass(frozen=True)
@@ -108,31 +119,30 @@ def _fits(model: nn.Module, module: str, source: Mapping[str, Tensor]) -> bool:
     return all(name in source and source[name].shape == value.shape for name, value in own.items())
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
     """Load the momentum by position over all parameters in order, also those that never get a gradient.
 
-    That fits the files of 2019, keyed by object ids, as well as ours, keyed by 0..n. Learning rate, momentum and
-    weight decay stay those of `optimizer`. Raises UserError where form, number or shapes differ.
+    That fits the files of 2019, keyed by object ids, as well as ours, keyed by 0..n. With --freeze_bn the reference
+    left the model's batch norms out of the optimizer: a file of so many fewer aligns with the other parameters.
+    Learning rate, momentum and weight decay stay those of `optimizer`. Raises UserError where form, number or shapes
+    differ.
     """
-    if checkpoint.optimizer is None:
-        return
-    momenta = _momenta(checkpoint)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
-    if len(momenta) != len(parameters):
-        raise UserError(f'{checkpoint.path}: optimizer of {len(momenta)} parameters, the net has {len(parameters)}')
-    for position, (momentum, parameter) in enumerate(zip(momenta, parameters, strict=True)):
-        _load_momentum(optimizer, parameter, momentum, f'{checkpoint.path}: momentum {position}')
-
-
-def _momenta(checkpoint: Checkpoint) -> list[Tensor | None]:
-    """The saved momentum of each parameter."""
     saved = checkpoint.optimizer
-    try:
-        keys = [key for group in saved['param_groups'] for key in group['params']]
-        return [saved['state'].get(key, {}).get('momentum_buffer') for key in keys]
-    except (KeyError, TypeError, AttributeError) as error:
-        told = f'has no {error}' if isinstance(error, KeyError) else f"is not of PyTorch's form ({error})"
-        raise UserError(f'{checkpoint.path}: its optimizer {told}') from error
+    if saved is None:
+        return
+    told = fault(saved, OPTIMIZER, 'optimizer')
+    if told:
+        raise UserError(f'{checkpoint.path}: its {told}')
+    keys = [key for group in saved['param_groups'] for key in group['params']]
+    momenta = [saved['state'].get(key, {}).get('momentum_buffer') for key in keys]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    norms = {parameter for norm in batch_norms(model) for parameter in norm.parameters()}
+    others = [parameter for parameter in parameters if parameter not in norms]
+    if len(momenta) not in (len(parameters), len(others)):
+        raise UserError(f'{checkpoint.path}: optimizer of {len(momenta)} parameters, the net has {len(parameters)}')
+    aligned = parameters if len(momenta) == len(parameters) else others
+    for position, (momentum, parameter) in enumerate(zip(momenta, aligned, strict=True)):
+        _load_momentum(optimizer, parameter, momentum, f'{checkpoint.path}: momentum {position}')
 
 
 def _load_momentum(optimizer: torch.optim.Optimizer, parameter: Tensor, momentum: Tensor | None, where: str) -> None:

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from models.norm import statistics
-from utils import checkpoint, output
+from utils import checkpoint
 from utils.checkpoint import Checkpoint
 from utils.distributed import everyones, is_distributed, rank, together, world_size
-from utils.errors import UserError
+from utils.errors import UserError, reading
 from utils.finite import FiniteLoss, check_weights
 from utils.interrupt import Stopped, StopRequest
 from utils.learner import Learner
 from utils.metrics import Metrics
 from utils.reporting import Log, Reporter
-from utils.restore import Identity, head_difference, load_optimizer, resume, transfer
+from utils.restore import Identity, check_fit, head_difference, load_optimizer, resume, transfer
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,17 @@ class Best:
 class Numbered:
     """Checkpoints that are kept for good: of every `every` epochs, and of the run's last."""
 
-    pattern: str  # with {} for the number of epochs done
+    stem: str  # before the number of epochs done
     every: int
 
     def name(self, epochs: int) -> str:
         """That of the checkpoint of so many epochs."""
-        return self.pattern.format(epochs)
+        return f'{self.stem}{epochs}.pth'
+
+    def number(self, name: str) -> int | None:
+        """The epochs of the checkpoint of this name; None for other names."""
+        digits = name.removeprefix(self.stem).removesuffix('.pth')
+        return int(digits) if digits.isdecimal() and self.name(int(digits)) == name else None
 
     def due(self, epoch: int, epochs: int) -> bool:
         """Whether one is kept of `epoch`, in a run of `epochs`."""
@@ -53,14 +58,12 @@ class Files:
     best: Best | None = None
     numbered: Numbered | None = None
 
-    def names(self, epochs: int) -> list[str]:
-        """Those of all files that a run of so many epochs writes."""
-        names = [self.last]
-        if self.best:
-            names.append(self.best.name)
-        if self.numbered:
-            names += [self.numbered.name(n) for n in range(1, epochs + 1) if self.numbered.due(n, epochs)]
-        return names
+    def include(self, name: str, epochs: int) -> bool:
+        """Whether a run of so many epochs writes a file of this name."""
+        number = self.numbered and self.numbered.number(name)
+        if number:
+            return number <= epochs and self.numbered.due(number, epochs)
+        return name in (self.last, self.best and self.best.name)
 
 
 class Run:
@@ -101,14 +104,15 @@ class Run:
         else:
             self._start(found, difference, seed or 0, start_epoch)
         if self.leads:
-            checkpoint.remove_leftovers(self.folder / name for name in self.files.names(self.epochs))
+            checkpoint.remove_leftovers(self.folder, lambda name: self.files.include(name, self.epochs))
             facts = {'device': str(self.learner.compute), 'from_epoch': self.epoch, 'from_step': self.step}
             self.log.start(arguments, self.files.last, **facts)
 
     def resumed_metrics(self, metrics: Metrics) -> Metrics:
         """Let an epoch's new metrics go on from where the resumed ones stopped."""
         if self.metrics_state is not None:
-            metrics.load_state_dict(self.metrics_state)
+            with reading(f'{self.newest}: its metrics has another form'):
+                metrics.load_state_dict(self.metrics_state)
         self.metrics, self.metrics_state = metrics, None
         return metrics
 
@@ -191,10 +195,14 @@ class Run:
         return {'step': self.step, 'plan': self.plan, 'metrics': self.metrics.state_dict()}
 
     def _start(self, found: Checkpoint | None, difference: str | None, seed: int, epoch: int) -> None:
-        own = [self.folder / name for name in self.files.names(self.epochs)]
+        own = sorted(path for path in self.folder.glob('*') if self.files.include(path.name, self.epochs))
         if found and found.path in own:
             raise UserError(f'{found.path} cannot be resumed: {difference}; give another --output')
-        output.refuse_overwriting(*own)
+        if own:
+            last = self.folder / self.files.last
+            path, go_on = (last, 'go on with it (--auto-resume), or ') if last in own else (own[0], '')
+            cure = f'{go_on}give this one a folder of its own, --output runs/{self.identity.arch}'
+            raise UserError(f'{path} is of another run: {cure}')
         self.seed, self.epoch = seed, epoch
         if found:
             fresh = transfer(self.learner.model, found)
@@ -206,9 +214,10 @@ class Run:
         self._take_position(found)
         resume(self.learner.model, found)
         self._take_own(found)
-        load_optimizer(self.learner.optimizer, found)
+        load_optimizer(self.learner.model, self.learner.optimizer, found)
         if found.scaler and self.learner.scaler.is_enabled():
-            self.learner.scaler.load_state_dict(found.scaler)
+            with reading(f'{found.path}: its scaler has another form'):
+                self.learner.scaler.load_state_dict(found.scaler)
         self.seed = (seed or 0) if found.seed is None else found.seed
         self.epoch, self.newest = found.epoch, found.path
         if self.files.best:
@@ -222,12 +231,16 @@ class Run:
             old, new = (', '.join(f'{k} {v}' for k, v in p.items()) for p in (found.position['plan'], self.plan))
             raise UserError(f'{found.path} was saved inside an epoch of {old}; it cannot go on with {new}')
         self.step, self.metrics_state = found.position['step'], found.position['metrics']
+        samples, micro_batch, *_ = self.plan.values()
+        if self.step * micro_batch >= samples + micro_batch:
+            raise UserError(f'{found.path}: its position is step {self.step} of an epoch of {samples} samples')
 
     def _take_own(self, found: Checkpoint) -> None:
         """Go on with this process's own statistics and counts; a job of another size takes the first one's."""
         if found.processes and len(found.processes) == world_size():
-            own = found.processes[rank()]
-            for name, value in statistics(self.learner.model).items():
+            own, statistics_here = found.processes[rank()], statistics(self.learner.model)
+            check_fit(statistics_here, own['statistics'], found.path)
+            for name, value in statistics_here.items():
                 value.copy_(own['statistics'][name])
             self.metrics_state = own['metrics']
         elif not self.leads:

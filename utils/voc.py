@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.confusion import IGNORED
-from utils.errors import UserError, named
+from utils.errors import UserError, named, reading
 from utils.image_folder import open_image
 
 CLASSES = [
@@ -66,7 +66,9 @@ def open_scenes(root: Path, name: str, transform: Transform) -> Scenes:
     path = root / 'list' / name
     if not path.is_file():
         raise UserError(f'no list {path}')
-    pairs = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    with reading(f'cannot read {path}'):
+        lines = path.read_text(encoding='utf-8').splitlines()
+    pairs = [line.split() for line in lines if line.strip()]
     wrong = [' '.join(pair) for pair in pairs if len(pair) != 2]
     if wrong or not pairs:
         form = '/JPEGImages/x.jpg /SegmentationClassAug/x.png'
@@ -89,11 +91,8 @@ def open_scene(image_path: Path, mask_path: Path) -> tuple[Image.Image, Image.Im
 
 def open_mask(path: Path) -> Image.Image:
     """The mask, a palette's indices or grey; UserError that names it if it is not one of VOC's labels."""
-    try:
-        with Image.open(path) as mask:
-            mask.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f'cannot read mask {path}: {error}') from error
+    with reading(f'cannot read mask {path}'), Image.open(path) as mask:
+        mask.load()
     if mask.mode not in ('P', 'L'):
         raise UserError(f'{path}: a mask is a palette or grey picture, a label per pixel; this one is {mask.mode}')
     wrong = [label for label, count in enumerate(mask.histogram()) if count and len(CLASSES) <= label != IGNORED]
@@ -104,11 +103,8 @@ def open_mask(path: Path) -> Image.Image:
 
 def size_of(path: Path) -> tuple[int, int]:
     """Height and width of a picture, from its header; UserError that names it if it has none."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f'cannot read image {path}: {error}') from error
+    with reading(f'cannot read image {path}'), Image.open(path) as image:
+        return image.height, image.width
 
 
 def groups_of_one_size(sizes: list[tuple[int, int]]) -> list[list[int]]:

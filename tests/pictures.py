@@ -1,0 +1,64 @@
+"""Small sets of pictures in the layouts of COCO and VOC."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+from data.palette import voc_palette
+
+STEP = 12  # grey levels from one label to the next in the pictures of `scene`
+SIZES = [(1, 1), (1, 600), (37, 52), (333, 500), (512, 513), (514, 500), (600, 400), (577, 578)]
+
+
+def scene(height, width, seed=0, cell=1):
+    """A picture whose brightness tells the labels 0..20 of its mask, in square cells."""
+    labels = np.random.RandomState(seed).randint(0, 21, (-(-height // cell), -(-width // cell)))
+    labels = labels.repeat(cell, 0).repeat(cell, 1)[:height, :width].astype(np.uint8)
+    picture = Image.fromarray(np.repeat(labels[..., None] * STEP, 3, 2))
+    return picture, Image.fromarray(labels)
+
+
+def write_voc(folder, **parts):
+    """FOLDER/VOC2012 with scenes of these sizes per list."""
+    voc = folder / 'VOC2012'
+    for name in ('JPEGImages', 'SegmentationClassAug', 'list'):
+        (voc / name).mkdir(parents=True)
+    for part, sizes in parts.items():
+        names = [f'{part}_{number}' for number in range(len(sizes))]
+        for seed, (name, size) in enumerate(zip(names, sizes, strict=True)):
+            picture, mask = scene(*size, seed=seed, cell=5)
+            picture.save(voc / 'JPEGImages' / f'{name}.png')
+            mask.putpalette(voc_palette().tobytes())
+            mask.save(voc / 'SegmentationClassAug' / f'{name}.png')
+        lines = [f'/JPEGImages/{name}.png /SegmentationClassAug/{name}.png\n' for name in names]
+        (voc / 'list' / f'{part}.txt').write_text(''.join(lines))
+    return folder
+
+
+def write_json(path, value):
+    """PATH, and the folder for it, with this value."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+    return path
+
+
+def write_coco(folder, **parts):
+    """FOLDER in COCO's layout of 2014 with so many pictures per part, of three classes."""
+    random = np.random.RandomState(0)
+    for part, count in parts.items():
+        images = [{'id': n, 'file_name': f'{part}_{n}.png'} for n in range(count)]
+        notes = [
+            {'id': 3 * n + c, 'image_id': n, 'category_id': c, 'area': 500.0 * 4**c, 'iscrowd': 0}
+            for n in range(count)
+            for c in range(3)
+            if random.rand() < 0.4
+        ]
+        categories = [{'id': c, 'name': name} for c, name in enumerate(('ant', 'bee', 'cow'))]
+        value = {'images': images, 'annotations': notes, 'categories': categories}
+        write_json(folder / 'annotations' / f'instances_{part}2014.json', value)
+        (folder / f'{part}2014').mkdir()
+        for image in images:
+            pixels = (random.rand(40, 48, 3) * 255).astype('uint8')
+            Image.fromarray(pixels).save(folder / f'{part}2014' / image['file_name'])
+    return folder
