@@ -27,11 +27,12 @@ from utils.arguments import (
     Parser,
     add_distributed_arguments,
     add_run_arguments,
+    multiplier,
     natural,
     nonnegative,
     pixels,
     positive,
-    scale_factors,
+    scales,
 )
 from utils.compute import on_gpu
 from utils.errors import exit_cleanly
@@ -66,12 +67,12 @@ def add_segmentation_arguments(parser: Parser) -> None:
     add('--epochs', type=positive, default=50, metavar='N', help='epochs in all')
     add('--batch-size', '-b', type=positive, default=16, metavar='N', help='images per update')
     add('--base-lr', type=nonnegative, default=0.007, metavar='X', help='initial learning rate')
-    add('--last-mult', type=nonnegative, default=1.0, metavar='X', help="times that, for the head")
+    add('--last-mult', type=multiplier, default=1.0, metavar='X', help="times that, for the head")
     add('--freeze-bn', action='store_true', help='leave batch norms as they are')
     add('--crop-size', type=pixels, default=513, metavar='PIXELS', help='of training and test')
     add('--no-checkpoint-activations', action='store_true',
         help='when training, keep activations instead of recomputing them: faster, with more memory')  # fmt: skip
-    add('--scales', type=scale_factors, default=[1.0], metavar='X,X,...', help='at which to test')
+    add('--scales', type=scales, default=[1.0], metavar='X,X,...', help='at which to test')
     add('--flip', action='store_true', help='test mirrored too')
     add('--overlay', action='store_true', help='write image | truth | prediction to overlays/')
     add('--gpu', type=natural, metavar='N', help='the GPU to test on; default: all')

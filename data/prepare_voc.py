@@ -18,13 +18,12 @@ if not __package__:  # run as a file: the packages are in the folder above
 import numpy as np
 from PIL import Image
 from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 from tqdm import tqdm
 
 from data.palette import voc_palette
 from data.staging import staged_folder
 from utils.arguments import Parser
-from utils.errors import UserError, exit_cleanly, named
+from utils.errors import UserError, exit_cleanly, named, reading
 from utils.voc import CLASSES, size_of
 
 COMPLETE = {'train_aug': 10582, 'val': 1449}  # images of the full data sets, as the papers that use them count
@@ -64,7 +63,8 @@ def read_names(path: Path) -> set[str]:
     """A name per line; UserError if there is no file or nothing in it."""
     if not path.is_file():
         raise UserError(f'no list {path}')
-    names = set(path.read_text().split())
+    with reading(f'cannot read {path}'):
+        names = set(path.read_text(encoding='utf-8').split())
     if not names:
         raise UserError(f'{path} is empty')
     return names
@@ -98,10 +98,8 @@ def read_sbd(path: Path) -> np.ndarray:
     """Labels uint8 H x W: the field Segmentation of the struct GTcls; UserError that names the file if it lacks it."""
     if not path.is_file():
         raise UserError(f'no mask of {path.stem}, neither in VOC nor {path}')
-    try:
+    with reading(f'{path} holds no GTcls.Segmentation'):
         labels = loadmat(path, variable_names=['GTcls'])['GTcls'][0, 0]['Segmentation']
-    except (KeyError, ValueError, IndexError, TypeError, NotImplementedError, OSError, MatReadError) as error:
-        raise UserError(f'{path} holds no GTcls.Segmentation ({error})') from error
     if labels.ndim != 2 or labels.min() < 0 or labels.max() >= len(CLASSES):
         raise UserError(f'{path}: labels must be H x W, from 0 to {len(CLASSES) - 1}')
     return labels.astype(np.uint8)

@@ -138,7 +138,11 @@ class ResNeXt(Trunk):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Kaiming-normal convs, but projections as PyTorch makes them; each block starts as its shortcut (bn3 = 0)."""
+        """Kaiming-normal convs, but projections as PyTorch makes them; each block starts as its shortcut (bn3 = 0).
+
+        The reference leaves the projections' batch norms alone too: weights of 1 with the PyTorch of today, here as
+        there, but drawn from U(0, 1) with 0.4.1 and 1.0, with which the released nets were trained.
+        """
         projections = {block.downsample[0] for block in self.blocks() if block.downsample is not None}
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module not in projections:

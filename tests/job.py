@@ -1,7 +1,7 @@
-"""One process of a job of the tests: a script with the small nets in the registry, or a function of this file.
+"""One process of a job of the tests (tests/launch.py): a script with the small nets in the registry, or `checks`.
 
     python -m torch.distributed.run --standalone --nproc_per_node=2 tests/job.py classify DIR -a tiny ...
-    python -m torch.distributed.run --standalone --nproc_per_node=2 tests/job.py gradients FOLDER
+    python -m torch.distributed.run --standalone --nproc_per_node=2 tests/job.py checks FOLDER tiny seg
 
 With KILL=RANK:UPDATE in the environment a process of that rank ends by SIGKILL when it begins that update, once.
 """
@@ -9,14 +9,16 @@ With KILL=RANK:UPDATE in the environment a process of that rank ends by SIGKILL 
 import os
 import signal
 import sys
-from argparse import Namespace
-from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
 
+import classify
+import docker_classify
 import models
+import multilabel_classify
+import segment
 from models.norm import freeze_norms, train_but_frozen_norms
 from tests.conftest import TinyNet, TinySegmenter
 from utils.batches import EvalBatches
@@ -34,8 +36,9 @@ from utils.segmentation import SegmentationScores, segmentation_loss, shared_seg
 from utils.voc import Target
 
 CPU = Compute('cpu')
-ALONE = Namespace(world_size=1, rank=None, dist_url=None, dist_backend=None, dist_timeout=60, device='cpu')
-SIZES = 1, 2, 3, 5, 7, 20
+SIZES = 1, 2, 3, 5, 7, 20  # of sets
+SCRIPTS = {script.__name__: script for script in (classify, docker_classify, multilabel_classify, segment)}
+SEGMENTERS = 'seg', 'dla60x'
 
 
 class Noise(torch.utils.data.Dataset):
@@ -81,11 +84,6 @@ def measures(share: bool) -> dict:
     return found
 
 
-def evaluations(folder: Path) -> None:
-    """Write what this process measures together with the others."""
-    torch.save(measures(share=True), folder / f'{rank()}.pt')
-
-
 def accumulated(name: str, shares: int = 1, share: int = 0) -> dict[str, torch.Tensor]:
     """Gradients after two micro-batches of twelve samples, of which this process has its share; before the second too.
 
@@ -113,13 +111,10 @@ def accumulated(name: str, shares: int = 1, share: int = 0) -> dict[str, torch.T
     return found
 
 
-CLASSIFIERS, SEGMENTERS = ('tiny', 'dla60x_elastic'), ('seg', 'dla60x')
-NETS = *CLASSIFIERS, *SEGMENTERS  # the DLAs carry parameters along that nothing trains
-
-
-def gradients(folder: Path) -> None:
-    """Write the gradients that this process has, of every net."""
-    torch.save({name: accumulated(name, world_size(), rank()) for name in NETS}, folder / f'{rank()}.pt')
+def checks(folder: Path, *names: str) -> None:
+    """Write the gradients of these nets that this process has, and what it measures together with the others."""
+    gradients = {name: accumulated(name, world_size(), rank()) for name in names}
+    torch.save({'gradients': gradients, 'measures': measures(share=True)}, folder / f'{rank()}.pt')
 
 
 def die(learner: Learner, *arguments) -> None:
@@ -134,30 +129,20 @@ def die(learner: Learner, *arguments) -> None:
 update = Learner.update
 
 
-def register() -> None:
-    """The small nets, under the names `tiny` and, where a task has one of its own, `seg`."""
+def main(arguments: list[str]) -> None:
+    """Run what the arguments name."""
+    kind, *arguments = arguments
     models.classifiers['tiny'] = TinyNet
     models.segmenters |= {'tiny': TinySegmenter, 'seg': TinySegmenter}
-
-
-def unregister() -> None:
-    """The registry as it was."""
-    del models.classifiers['tiny'], models.segmenters['tiny'], models.segmenters['seg']
-
-
-def main() -> None:
-    """Run what the arguments name."""
-    kind, *arguments = sys.argv[1:]
-    register()
     if 'KILL' in os.environ:
         Learner.update = die
-    if kind in ('gradients', 'evaluations'):
-        with job(ALONE):
-            globals()[kind](Path(arguments[0]))
+    if kind == 'checks':
+        with job(classify.make_parser().parse_args(['', '--device', 'cpu'])):
+            checks(Path(arguments[0]), *arguments[1:])
     else:
-        script = import_module(kind)
+        script = SCRIPTS[kind]
         exit_cleanly(lambda: script.main(script.make_parser().parse_args(arguments)))
 
 
 if __name__ == '__main__':
-    main()
+    main(sys.argv[1:])

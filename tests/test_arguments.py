@@ -128,5 +128,5 @@ def test_largest_numbers_are_taken(classify, tmp_path, capsys):
     told = classify.error(capsys, '-b', largest, '-g', 1, '--output', tmp_path)
     assert f'36 training samples are fewer than one batch (--batch-size {largest})' in told
     for flag in '--lr', '--momentum', '--weight-decay':
-        told = classify.error(capsys, flag, '1e18', '--epochs', largest, '--output', tmp_path / flag)
+        told = classify.error(capsys, flag, '1e30', '--epochs', largest, '--output', tmp_path / flag)
         assert 'not finite' in told

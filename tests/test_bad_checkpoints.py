@@ -7,8 +7,8 @@ import torch
 
 import models
 from tests.conftest import Script, stop_at
+from tests.runs import LAST
 from tests.test_checkpoint import released, same, trained
-from tests.test_classify import LAST
 from tools import predict
 from utils import checkpoint
 from utils.errors import CPP_STACK, UserError

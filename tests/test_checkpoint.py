@@ -169,6 +169,7 @@ def test_missing_file_and_file_without_tensors_are_named(tmp_path):
         ({'scaler': 2.0}, 'its scaler is 2.0, not a dict'),
         ({'scaler': {'scale': None}}, 'its scaler.scale is None, not a finite number'),
         ({'position': 3}, 'its position is 3, not a dict'),
+        ({'smooth_loss': '3'}, "its smooth_loss is '3', not a finite number"),
         ({'position': {'step': 3}}, 'its position has no plan, metrics'),
         ({'position': {'step': -1, 'plan': {}, 'metrics': {}}}, 'its position.step is -1, not a whole number'),
         ({'position': {'step': 3, 'plan': 5, 'metrics': {}}}, 'its position.plan is 5, not a dict'),
@@ -184,11 +185,11 @@ def test_values_of_other_kinds_are_told(tmp_path, change, told):
         checkpoint.read(tmp_path / 'odd')
 
 
-def test_no_epoch_is_the_first_and_what_is_best_are_numbers(tmp_path):
+def test_no_epoch_is_none_and_what_is_best_are_numbers(tmp_path):
     odd = {'epoch': None, 'best_model': 'x/y.ckpt', 'best_so_far': None, 3: 'three'}
     torch.save(released(*trained()) | odd, tmp_path / 'odd')
     found = checkpoint.read(tmp_path / 'odd')
-    assert (found.epoch, found.best) == (0, {'best_err1': 21.5})
+    assert (found.epoch, found.best) == (None, {'best_err1': 21.5})
 
 
 def in_child(action) -> int:

@@ -12,7 +12,8 @@ import classify as script
 import docker_classify
 from tests.conftest import Script, stop_at, write_folder
 from tests.runs import LAST, MEASURED, PAIR, assert_same, content, epochs
-from utils import checkpoint
+from utils import checkpoint, task
+from utils.errors import UserError
 from utils.interrupt import Stopped
 from utils.run import Run
 
@@ -58,8 +59,7 @@ def test_checkpoint_has_the_keys_of_the_reference_and_ours(classify, tmp_path):
 def test_best_epoch_is_kept(classify, tmp_path):
     classify('--output', tmp_path, '--epochs', 4, '--lr', 0.5)
     errors = [record['val']['err1'] for record in epochs(tmp_path)[1:]]
-    best = max(n for n, error in enumerate(errors) if error == min(errors))
-    assert torch.load(tmp_path / 'model_best.pth.tar', weights_only=True)['epoch'] == best + 1
+    assert torch.load(tmp_path / 'model_best.pth.tar', weights_only=True)['epoch'] == errors.index(min(errors)) + 1
 
 
 def test_log_has_arguments_first_then_a_line_per_epoch(classify, tmp_path):
@@ -95,6 +95,23 @@ def test_docker_classify_keeps_the_batch_of_a_process_as_given(classify, folder,
         assert 'invalid above_zero value' in docker.error(capsys, '--static-loss-scale', scale)
     assert 'fewer than one batch (--batch-size 20 on --num-gpus 2)' in docker.error(capsys, '-b', 20)
     assert 'samples per update of a process, one of --num-gpus' in docker_classify.make_parser().format_help()
+
+
+def test_docker_classify_as_one_process_uses_one_gpu_and_classify_all(classify, monkeypatch):
+    """With GPUs that are only counted: what they would be used for is seen before the net is placed."""
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
+    seen = []
+
+    def look(_task, _args, compute, micro_batch, _batch_size):
+        seen.append((compute.devices, str(compute.device), micro_batch))
+        raise UserError('seen')
+
+    monkeypatch.setattr(task, 'check_training', look)
+    for chosen in script, docker_classify:
+        with pytest.raises(UserError, match='seen'):
+            Script(chosen, *classify.shared[:1], ' '.join(classify.shared[1:]))('-g', 4, '--device', 'auto')
+    assert seen == [(4, 'cuda', 8), (1, 'cuda:0', 8)]
 
 
 @pytest.mark.slow

@@ -1,31 +1,28 @@
-"""The command lines themselves, in processes of their own, with nets of the registry."""
+"""The command lines themselves: real ones where a process is what matters, the others called in this one."""
 
 import os
+import runpy
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+import classify as script
 import models
+from tests.conftest import Script
+from tests.launch import ROOT, start
 from tests.reference import load
 from utils import checkpoint
 
-ROOT = Path(__file__).parent.parent
-SMALL = '-a dla60x -b 4 -g 2 --lr 0.01 --image-size 32 -j 2 -p 1 --device cpu'.split()  # noqa: SIM905
-
-
-def start(*arguments):
-    """classify.py with these arguments, its output readable line by line."""
-    environment = os.environ | {'OMP_NUM_THREADS': '1'}
-    command = [sys.executable, 'classify.py', *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, stderr=-1, text=True, start_new_session=True)
+SMALL = '-a dla60x -b 4 -g 2 --lr 0.01 --image-size 32 -p 1 --device cpu'
+LAST = 'dla60x_checkpoint.pth.tar'
+SCRIPTS = [ROOT / f'{name}.py' for name in ('classify', 'docker_classify', 'multilabel_classify', 'segment')]
+TOOLS = [path for path in sorted((ROOT / 'tools').glob('[!_]*.py')) if path.stem != 'model_table']  # has no arguments
 
 
 def test_sigterm_to_the_whole_group_saves_and_exits_143(folder, tmp_path):
-    with start(folder, *SMALL, '--epochs', 100, '--output', tmp_path) as process:
+    with start('classify.py', folder, *SMALL.split(), '-j', 2, '--epochs', 100, '--output', tmp_path) as process:
         for line in process.stdout:
             if line.startswith('Epoch: [0][3/'):
                 os.killpg(process.pid, signal.SIGTERM)
@@ -33,61 +30,43 @@ def test_sigterm_to_the_whole_group_saves_and_exits_143(folder, tmp_path):
         rest, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (143, '')
     assert '=> SIGTERM: saved at epoch' in rest
-    found = checkpoint.read(tmp_path / 'dla60x_checkpoint.pth.tar')
+    found = checkpoint.read(tmp_path / LAST)
     assert found.epoch or found.position['step'] >= 4
 
 
-def test_released_checkpoint_is_evaluated_and_resumed(folder, tmp_path):
-    """A file as PyTorch 1.0 wrote it: names and shapes of the reference, its optimizer keyed by ids in order."""
+def test_tool_run_as_a_file_from_elsewhere_ends_a_mistake_with_one_line(tmp_path):
+    with start(ROOT / 'tools' / 'predict.py', 'net.pth', 'picture.jpg', cwd=tmp_path, PYTHONPATH='') as process:
+        ended = process.communicate(timeout=300)
+    assert (process.returncode, ended) == (1, ('', 'error: no picture picture.jpg\n'))
+
+
+@pytest.mark.parametrize('path', [*SCRIPTS, *TOOLS], ids=lambda path: path.stem)
+def test_files_find_their_packages_and_tell_how_they_are_called(path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', [str(path), '--help'])
+    monkeypatch.setattr(sys, 'path', [str(path.parent), *sys.path])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name='__main__')
+    assert (end.value.code, sys.path[0]) == (0, str(ROOT))
+    out = capsys.readouterr().out
+    assert f'    python {path.name} ' in out or f' {path.name} DIR' in out or f'    python -m tools.{path.stem} ' in out
+
+
+def test_released_checkpoint_is_evaluated_and_resumed(folder, tmp_path, capsys):
+    """A file as PyTorch 1.0 wrote it, with momentum, by ids in order, of what had gradients."""
     torch.manual_seed(0)
-    net = models.dla60x(6)
+    net, unused = models.dla60x(6), load('golden')['dla60x']['train']['no_gradient']
+    trained = {place: value for place, (name, value) in enumerate(net.named_parameters()) if name not in unused}
+    buffers = {140 + 64 * place: {'momentum_buffer': torch.full_like(value, 1e-3)} for place, value in trained.items()}
+    ids = [140 + 64 * place for place, _ in enumerate(net.parameters())]
+    optimizer = {'state': buffers, 'param_groups': [{'lr': 0.1, 'momentum': 0.9, 'params': ids}]}
     state = {f'module.{name}': value for name, value in net.state_dict().items()}
-    assert [name for name, _ in load('state_dicts')['dla60x']] == [name.removeprefix('module.') for name in state]
-    unused = set(load('golden')['dla60x']['train']['no_gradient'])
-    ids = {name: 140_000_000 + 64 * place for place, (name, _) in enumerate(net.named_parameters())}
-    buffers = {
-        ids[name]: {'momentum_buffer': torch.full_like(value, 1e-3)}
-        for name, value in net.named_parameters()
-        if name not in unused
-    }
-    optimizer = {'state': buffers, 'param_groups': [{'lr': 0.1, 'momentum': 0.9, 'params': list(ids.values())}]}
     content = {'epoch': 5, 'arch': 'dla60x', 'state_dict': state, 'best_err1': 50.0, 'optimizer': optimizer}
-    torch.save(content, tmp_path / 'old.pth.tar', _use_new_zipfile_serialization=False)
+    torch.save(content, tmp_path / 'old', _use_new_zipfile_serialization=False)
 
-    with start(folder, *SMALL, '--evaluate', '--resume', tmp_path / 'old.pth.tar') as process:
-        out, errors = process.communicate(timeout=300)
-    assert (process.returncode, errors) == (0, '')
-    assert out.splitlines()[-1].startswith(' * Err@1 ')
-
-    with start(folder, *SMALL, '--epochs', 6, '--resume', tmp_path / 'old.pth.tar', '--output', tmp_path) as process:
-        out, errors = process.communicate(timeout=300)
-    assert (process.returncode, errors) == (0, '')
-    found = checkpoint.read(tmp_path / 'dla60x_checkpoint.pth.tar')
+    classify = Script(script, folder, f'{SMALL} -j 0 --resume {tmp_path}/old')
+    classify('--evaluate')
+    assert capsys.readouterr().out.splitlines()[-1].startswith(' * Err@1 ')
+    classify('--epochs', 6, '--output', tmp_path)
+    found = checkpoint.read(tmp_path / LAST)
     assert found.epoch == 6
-    assert found.optimizer['state'].keys() == {place for place, name in enumerate(ids) if name not in unused}
-
-
-def test_error_is_one_line_without_a_traceback(folder, tmp_path):
-    (folder / 'train' / 'cat' / '0.png').write_bytes(b'')
-    with start(folder, *SMALL, '--output', tmp_path) as process:
-        _, errors = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert len(errors.splitlines()) == 1
-    assert 'cat/0.png' in errors
-
-
-@pytest.mark.parametrize('arguments', [['--help'], ['nowhere', '--evaluate', '--resume', 'x']])
-def test_help_and_a_first_mistake(arguments):
-    with start(*arguments) as process:
-        out, errors = process.communicate(timeout=100)
-    assert '--save-steps N' in out if arguments == ['--help'] else 'no folder nowhere/val' in errors
-
-
-def test_tools_run_as_files_from_anywhere(tmp_path):
-    tools = sorted((ROOT / 'tools').glob('[!_]*.py'))
-    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    started = [subprocess.Popen([sys.executable, tool, '--help'], cwd=tmp_path, **pipes) for tool in tools]
-    for tool, process in zip(tools, started, strict=True):
-        out, errors = process.communicate(timeout=300)
-        assert (process.returncode, errors) == (0, ''), tool
-        assert f'python -m tools.{tool.stem}' in out or tool.stem == 'model_table'  # which has no arguments
+    assert found.optimizer['state'].keys() == trained.keys()

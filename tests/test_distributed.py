@@ -1,170 +1,203 @@
-"""Real jobs of gloo processes: what they train, measure and say is what one process does."""
+"""Jobs of gloo processes: what they train, measure and say is what one process does, killed and begun anew or not."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
+import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import classify as script
+import models
+import multilabel_classify
+import segment
 from tests import job
-from tests.runs import LAST, MEASURED, PAIR, assert_same, epochs
-from utils import checkpoint
-
-ROOT = Path(__file__).parent.parent
-SMALL = '-a tiny -b 12 -g 2 --epochs 2 --lr 0.05 --image-size 32 -j 0 -p 1 --device cpu'.split()  # noqa: SIM905
-RUN = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
-WORKER = str(ROOT / 'tests' / 'job.py')
+from tests.conftest import Script, TinySegmenter, write_folder
+from tests.launch import SMALL, launch, run
+from tests.reference import load
+from tests.runs import LAST, LAST_OF_COCO, MEASURED, PAIR, assert_same, content, epochs
+from utils import checkpoint, task
 
 
-def start(command, **environment):
-    """A process whose output can be read, in a group of its own."""
-    environment = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)} | environment
-    return subprocess.Popen(
-        [*map(str, command)], cwd=ROOT, env=environment, stdout=-1, stderr=-1, text=True, start_new_session=True
-    )
+def slow(*cases):
+    """These cases of a test, for `make test-all`."""
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
-def torchrun(world, *arguments, restarts=0, **environment):
-    """What a job of so many processes printed, after it ended well."""
-    options = [f'--nproc_per_node={world}', f'--max-restarts={restarts}', '--monitor-interval=0.2']
-    with start([*RUN, *options, WORKER, *arguments], **environment) as process:
-        out, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return out
+DLAS = 'dla60x dla60x_elastic'
+
+
+@pytest.mark.parametrize('world, names', [(2, 'tiny seg'), (3, 'tiny seg'), *slow((2, DLAS), (3, DLAS))])
+def test_gradients_and_shared_evaluation_are_those_of_one_process(world, names, tmp_path, tiny, monkeypatch):
+    """Gradients are sent once per update. The DLAs carry parameters along that nothing trains."""
+    monkeypatch.setitem(models.segmenters, 'seg', TinySegmenter)
+    run(world, 'checks', tmp_path, *names.split())
+    found = [torch.load(tmp_path / f'{number}.pt') for number in range(world)]
+    for name in names.split():
+        assert_gradients(job.accumulated(name), [process['gradients'][name] for process in found])
+    for key, expected in job.measures(share=False).items():
+        for process in found:
+            result = process['measures'][key]
+            assert result.pop('loss') == pytest.approx(expected['loss'], rel=1e-6)
+            rest = {name: value for name, value in expected.items() if name != 'loss'}
+            if key[0] == 'coco':
+                assert result.pop('classes') == [pytest.approx(row) for row in rest.pop('classes')]
+            assert result == (pytest.approx(rest) if key[0] == 'coco' else rest), key
+
+
+def test_what_nothing_trains_asks_for_no_gradient():
+    """Processes would wait for it."""
+    recorded = {name: golden['train']['no_gradient'] for name, golden in load('golden').items()}
+    for name in filter(recorded.get, recorded):
+        build = models.build_segmenter if name.endswith('/seg') else models.build_classifier
+        with torch.device('meta'):
+            net = build(name.removesuffix('/seg'))
+        assert [key for key, p in net.named_parameters() if not p.requires_grad] == recorded[name]
+
+
+def assert_gradients(expected, found):
+    """The processes' gradients are the sum of an update's at its end, and not before."""
+    assert all(gradients.keys() == expected.keys() for gradients in found)
+    for key, value in expected.items():
+        ours = [gradients[key] for gradients in found]
+        if key.startswith('1 '):
+            for gradient in ours:
+                torch.testing.assert_close(gradient, value, rtol=1e-6, atol=1e-9)
+        elif value.abs().max() > 1e-12:
+            assert not torch.allclose(ours[0], ours[1])
+
+
+@pytest.fixture(scope='module', params=[2, *slow((3,))])
+def trained(request, tmp_path_factory):
+    """A job of classify.py that is left alone: its size, arguments, folder, last checkpoint and what it printed."""
+    world, place = request.param, tmp_path_factory.mktemp('job')
+    arguments = [write_folder(place / 'pictures'), *SMALL, '-b', 6 * world, '-g', 2 * world]
+    out = run(world, 'classify', *arguments, '--output', place / 'run')
+    saved = checkpoint.read(place / 'run' / LAST)
+    return SimpleNamespace(world=world, arguments=arguments, run=place / 'run', out=out, saved=saved)
 
 
 @pytest.fixture
-def small_nets(monkeypatch):
-    """The nets of job.py, here."""
-    job.register()
-    yield
-    job.unregister()
+def alone(trained, tiny):
+    """classify.py with the job's arguments, in this process."""
+    return Script(script, trained.arguments[0], ' '.join(map(str, trained.arguments[1:])))
 
 
-@pytest.mark.parametrize('world', [2, 3])
-def test_gradients_are_those_of_one_process_and_sent_once_per_update(world, tmp_path, small_nets):
-    torchrun(world, 'gradients', tmp_path)
-    found = [torch.load(tmp_path / f'{number}.pt') for number in range(world)]
-    for name in job.NETS:
-        expected = job.accumulated(name)
-        for key, value in expected.items():
-            ours = [process[name][key] for process in found]
-            if key.startswith('1 '):
-                for gradient in ours:
-                    torch.testing.assert_close(gradient, value, rtol=1e-6, atol=1e-9)
-            elif value.abs().max() > 1e-12:
-                assert not torch.allclose(ours[0], ours[1])  # not summed yet
-        assert all(process[name].keys() == expected.keys() for process in found)
+@pytest.fixture
+def told(monkeypatch):
+    """Results of evaluations in this process."""
+    results, real = [], task.evaluate
+    monkeypatch.setattr(task, 'evaluate', lambda *arguments: results.append(real(*arguments)) or results[-1])
+    return results
 
 
-@pytest.mark.parametrize('world', [2, 3])
-def test_shared_evaluation_is_exact_for_any_number_of_images(world, tmp_path):
-    torchrun(world, 'evaluations', tmp_path)
-    whole = job.measures(share=False)
-    for number in range(world):
-        found = torch.load(tmp_path / f'{number}.pt')
-        assert found.keys() == whole.keys()
-        for (task, samples), expected in whole.items():
-            result = found[task, samples]
-            assert result.pop('loss') == pytest.approx(expected['loss'], rel=1e-6)
-            rest = {name: value for name, value in expected.items() if name != 'loss'}
-            if task == 'coco':
-                assert result.pop('classes') == [pytest.approx(row) for row in rest.pop('classes')]
-                assert result == pytest.approx(rest)
-            else:
-                assert result == rest, (task, samples)
-
-
-def parameters(path):
-    """The weights of a checkpoint, without running statistics."""
-    state = checkpoint.read(path).state_dict
-    return {name: value for name, value in state.items() if 'running' not in name and 'tracked' not in name}
-
-
-@pytest.mark.parametrize('world', [2, 3])
-def test_training_equals_one_process_with_as_many_micro_batches(world, folder, classify, tmp_path):
+def test_training_equals_one_process_with_as_many_micro_batches(trained, alone, tmp_path):
     """Each process normalises what a micro-batch of the single process holds, so weights agree; statistics do not."""
-    arguments = [folder, *SMALL, '-b', 6 * world, '-g', world]
-    out = torchrun(world, 'classify', *arguments, '--output', tmp_path / 'job')
-    classify(*arguments[1:], '--output', tmp_path / 'one')
-    one, ours = parameters(tmp_path / 'one' / LAST), parameters(tmp_path / 'job' / LAST)
-    for name, value in one.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
-    saved = checkpoint.read(tmp_path / 'job' / LAST)
-    statistics = [process['statistics'] for process in saved.processes]
-    assert len(statistics) == world
-    assert not torch.equal(statistics[0]['bn3.running_mean'], statistics[1]['bn3.running_mean'])
-    assert torch.equal(statistics[0]['bn3.running_mean'], saved.state_dict['bn3.running_mean'])
-    said_once(out, tmp_path / 'job', 36 // (6 * world))
-    reported_is_the_mean_of_all(saved, classify, folder, tmp_path)
+    alone('--output', tmp_path)
+    saved, one = trained.saved, checkpoint.read(tmp_path / LAST).state_dict
+    for name in one.keys() - saved.processes[0]['statistics'].keys():
+        torch.testing.assert_close(saved.state_dict[name], one[name], rtol=1e-4, atol=1e-5)
+    statistics = [process['statistics']['bn3.running_mean'] for process in saved.processes]
+    assert len(statistics) == trained.world
+    assert not torch.equal(statistics[0], statistics[1])
+    assert torch.equal(statistics[0], saved.state_dict['bn3.running_mean'])
 
 
-def said_once(out, run, steps):
-    """Every line once, in the reference's form; the log whole."""
-    lines = out.splitlines()
+def test_every_line_is_said_once_in_the_form_of_the_reference(trained):
+    steps = 12 // trained.world
+    lines = trained.out.splitlines()
     train = [re.fullmatch(rf'Epoch: \[(\d)\]\[(\d+)/(\d+)\]\tTime {PAIR}\tData {PAIR}\t{MEASURED}', x) for x in lines]
     assert [m.groups() for m in train if m] == [(e, str(i), str(steps)) for e in '01' for i in range(steps)]
     assert len([line for line in lines if line.startswith(' * Err@1')]) == 2
-    records = epochs(run)
-    assert [record.get('epoch') for record in records] == [None, 0, 1]
+    assert [record.get('epoch') for record in epochs(trained.run)] == [None, 0, 1]
 
 
-def reported_is_the_mean_of_all(saved, classify, folder, tmp_path):
-    """What the job reported is the mean of what each process's statistics give."""
-    errors = []
-    for process in saved.processes:
-        torch.save({'state_dict': saved.state_dict | process['statistics']}, tmp_path / 'part.pth')
-        classify('--evaluate', '--resume', tmp_path / 'part.pth', '--output', tmp_path / 'part')
-        errors.append(TOLD.pop()['err1'])
-    assert epochs(tmp_path / 'job')[-1]['val']['err1'] == pytest.approx(sum(errors) / len(errors))
+def test_the_mean_of_what_each_process_finds_is_reported(trained, alone, told, tmp_path):
+    for process in trained.saved.processes:
+        torch.save({'state_dict': trained.saved.state_dict | process['statistics']}, tmp_path / 'part.pth')
+        alone('--evaluate', '--resume', tmp_path / 'part.pth')
+    assert len({results['loss'] for results in told}) == trained.world
+    mean = {name: sum(results[name] for results in told) / trained.world for name in ('loss', 'err1', 'err5')}
+    assert epochs(trained.run)[-1]['val'] == pytest.approx(mean)
 
 
-TOLD = []
+KILLS = (2, '0:2'), (2, '0:5'), (2, '1:6'), (3, '2:2'), (3, '0:3')
 
 
-@pytest.fixture(autouse=True)
-def told(monkeypatch):
-    """Results of evaluations in this process."""
-    from utils import task
+@pytest.mark.parametrize('trained, kill', [(2, '1:3'), *slow(*KILLS)], indirect=['trained'])
+def test_job_goes_on_after_a_process_is_killed_at_any_step(trained, kill, tmp_path):
+    arguments = ['classify', *trained.arguments, '--output', tmp_path, '--save-steps', 1, '--auto-resume']
+    number, update = map(int, kill.split(':'))
+    with launch(trained.world, *arguments, KILL=kill) as job:
+        codes, errors = job.end()
+        assert codes.pop(number) == -signal.SIGKILL
+        assert codes == [1] * len(codes)
+        assert all(len(lines.splitlines()) == 1 for place, lines in enumerate(errors) if place != number)
+        assert '=> resumed' in run(trained.world, *arguments, store=job.store, restart=1)
+    records, steps = epochs(tmp_path), 12 // trained.world
+    assert [record['from_step'] for record in records if 'args' in record] == [0, 2 * (update - 1) % steps]
+    killed, whole = content(tmp_path), content(trained.run)
+    if trained.world == 2:
+        assert_same(killed, whole)
+        assert records[-1] == epochs(trained.run)[-1]
+    for name, value in whole.items():
+        torch.testing.assert_close(killed[name], value, rtol=1e-6, atol=1e-6)
 
-    real = task.evaluate
-    monkeypatch.setattr(task, 'evaluate', lambda *arguments: TOLD.append(real(*arguments)) or TOLD[-1])
-    yield
-    TOLD.clear()
 
-
-def test_averaged_statistics_are_saved_and_shared_evaluation_reports_them(folder, classify, tmp_path):
-    torchrun(2, 'classify', folder, *SMALL, '--average-bn', '--output', tmp_path / 'job')
-    saved = checkpoint.read(tmp_path / 'job' / LAST)
-    first, second = (process['statistics'] for process in saved.processes)
+def test_averaged_statistics_are_saved_and_shared_evaluation_reports_them(folder, classify, told, tmp_path):
+    run(2, 'classify', folder, *SMALL, '--average-bn', '--output', tmp_path)
+    first, second = (process['statistics'] for process in checkpoint.read(tmp_path / LAST).processes)
     assert_same(first, second)
-    classify('--evaluate', '--resume', tmp_path / 'job' / LAST)
-    reported = epochs(tmp_path / 'job')[-1]['val']
-    assert (TOLD[-1]['err1'], TOLD[-1]['err5']) == (reported['err1'], reported['err5'])
+    classify('--evaluate', '--resume', tmp_path / LAST)
+    reported = epochs(tmp_path)[-1]['val']
+    assert (told[0]['err1'], told[0]['err5']) == (reported['err1'], reported['err5'])
 
 
 @pytest.mark.parametrize('average', [[], ['--average-bn']])
-def test_coco_as_a_job(coco, tmp_path, average):
-    arguments = ['multilabel_classify', coco, *SMALL, '-b', 8, '--output', tmp_path, *average]
-    assert torchrun(2, *arguments).count('   mAP ') == 2
-    last = tmp_path / 'coco_tiny_checkpoint.pth.tar'
-    evaluated = torchrun(2, *arguments, '--evaluate', '--resume', last)
-    alone = torchrun(1, *arguments, '--evaluate', '--resume', last)
-    assert evaluated.splitlines()[-2:] == alone.splitlines()[-2:]
+def test_coco_as_a_job(coco, tiny, tmp_path, average, capsys):
+    arguments = [coco, *SMALL, '-b', 8, '--output', tmp_path / 'run', *average]
+    assert run(2, 'multilabel_classify', *arguments).count('   mAP ') == 2
+    arguments += ['--evaluate', '--resume', tmp_path / 'run' / LAST_OF_COCO]
+    Script(multilabel_classify, arguments[0])(*arguments[1:])
+    alone = capsys.readouterr().out.splitlines()
+    assert run(2, 'multilabel_classify', *arguments).splitlines()[-2:] == alone[-2:]
 
 
-def test_voc_as_a_job(devkit, tmp_path):
+def test_voc_as_a_job(devkit, tiny, tmp_path, capsys):
     common = f'--exp x --data {devkit} -a tiny --crop-size 33 --epochs 2 --workers 0 --device cpu -p 1'.split()
-    arguments = ['segment', *common, '--base-lr', 0.05, '--batch-size', 4, '--freeze-bn']
-    outs = [torchrun(world, *arguments, '--train', '--output', tmp_path / str(world)) for world in (2, 1)]
+    arguments = [*common, '--base-lr', 0.05, '--batch-size', 4, '--freeze-bn']
+    alone, places = Script(segment, '--exp=x'), (tmp_path / '2', tmp_path / '1')
+    outs = [run(2, 'segment', *arguments, '--train', '--output', places[0])]
+    alone(*arguments, '--train', '--output', places[1])
+    outs.append(capsys.readouterr().out)
     lines = [[line for line in out.splitlines() if line.startswith('epoch: ')] for out in outs]
     assert [len(part) for part in lines] == [6, 8]  # 13 images: the last one, alone, cannot be shared
-    last = tmp_path / '2' / 'deeplab_tiny_pascal_v3_x_epoch2.pth'
-    outs = [torchrun(world, *arguments, '--resume', last, '--output', tmp_path / f'val{world}') for world in (2, 1)]
-    assert outs[0].splitlines()[-23:] == outs[1].splitlines()[-23:]
-    pictures = [sorted((tmp_path / f'val{world}' / 'val').iterdir()) for world in (2, 1)]
-    assert [path.read_bytes() for path in pictures[0]] == [path.read_bytes() for path in pictures[1]]
+    arguments += ['--resume', places[0] / 'deeplab_tiny_pascal_v3_x_epoch2.pth', '--output']
+    out = run(2, 'segment', *arguments, places[0]).splitlines()
+    alone(*arguments, places[1])
+    assert out[-23:] == capsys.readouterr().out.splitlines()[-23:]
+    pictures = [{path.name: path.read_bytes() for path in (place / 'val').iterdir()} for place in places]
+    assert pictures[0] == pictures[1]
     assert len(pictures[0]) == 3
+
+
+def test_docker_classifys_lines_are_averages_over_the_processes(folder, tmp_path):
+    """As in the log, which was counted over all of them; every process measures other batches."""
+    lines = run(2, 'docker_classify', folder, *SMALL, '-b', 6, '--output', tmp_path).splitlines()
+    for part, start in ('train', 'Epoch: '), ('val', 'Test: '):
+        found = [re.findall(r'(?:Loss|Err@1|Err@5) (\S+) \((\S+)\)', line) for line in lines if line.startswith(start)]
+        for epoch, record in enumerate(epochs(tmp_path)[1:]):
+            values = torch.tensor([[[float(number) for number in pair] for pair in line] for line in found])
+            own = values.view(2, -1, 3, 2)[epoch]
+            logged = [record[part][name] for name in ('loss', 'err1', 'err5')]
+            assert own[-1, :, 1].tolist() == pytest.approx(logged, abs=2e-3)
+            if part == 'train':  # all batches are of one size
+                assert own[:, :, 0].mean(0).tolist() == pytest.approx(logged, abs=2e-3)
+
+
+def test_processes_with_unequal_numbers_of_batches_do_not_wait_for_each_other(folder, classify, tmp_path):
+    classify('--epochs', 1, '--output', tmp_path)
+    (folder / 'val' / 'fox' / '0.png').unlink()  # 17 pictures: one process tests 8 and 1, the other 8
+    out = run(2, 'docker_classify', folder, *SMALL, '-b', 8, '--evaluate', '--resume', tmp_path / LAST)
+    assert re.findall(r'Test: (\S+)', out) == ['[0/2]']
+    assert out.count(' * Err@1 ') == 1

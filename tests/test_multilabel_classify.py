@@ -76,11 +76,46 @@ def test_annotation_file_without_a_part_is_named(tmp_path, part):
         read_table(write_json(tmp_path / 'a.json', value))
 
 
-@pytest.mark.parametrize('text', ['{"images": [', '[]', '{"images": [{"id": 1}], "categories": [{"id": 1}]}', '{}'])
+DAMAGED = '{"images": [', '[]', '[' * 100_000, '{"images": [{"id": 1}], "categories": [{"id": 1}]}', '{}'
+
+
+@pytest.mark.parametrize('text', DAMAGED, ids=range(len(DAMAGED)))
 def test_damaged_annotation_file_is_named(tmp_path, text):
     (tmp_path / 'a.json').write_text(text)
     with pytest.raises(UserError, match='a.json'):
         read_table(tmp_path / 'a.json')
+
+
+@pytest.mark.parametrize(
+    'part, change, told',
+    [
+        ('images', {'id': 2}, 'two entries with the image id 2'),
+        ('categories', {'id': 1}, 'two entries with the category id 1'),
+        ('images', {'file_name': ''}, "its content.images[0].file_name is '', not the name of a file"),
+        ('images', {'file_name': '..'}, "its content.images[0].file_name is '..', not the name of a file"),
+        ('images', {'file_name': 7}, 'its content.images[0].file_name is 7, not the name of a file'),
+        ('images', {'file_name': ['a']}, 'its content.images[0].file_name is a list, not the name of a file'),
+        ('images', {'id': 1.5}, 'its content.images[0].id is 1.5, not an id'),
+        ('categories', {'name': None}, 'its content.categories[0].name is None, not a name'),
+        ('annotations', {'area': 10**400}, 'annotation 10 has the area 1000'),
+        ('annotations', {'area': float('inf')}, 'annotation 10 has the area inf'),
+        ('annotations', {'image_id': []}, 'not an annotation file of COCO, or a damaged one: '),
+    ],
+)
+def test_wrong_image_or_category_is_named(tmp_path, part, change, told):
+    value = annotations()
+    value[part][0].update(change)
+    path = write_json(tmp_path / 'a.json', value)
+    with pytest.raises(UserError, match=re.escape(f'{path}: {told}')):
+        read_table(path)
+
+
+@pytest.mark.parametrize('part', ['images', 'categories', 'annotations'])
+@pytest.mark.parametrize('other', [7, 'text', {'a': 1}, [7], [None], ['text'], [[]]])
+def test_parts_that_are_no_lists_of_dicts(tmp_path, part, other):
+    path = write_json(tmp_path / 'a.json', {**annotations(), part: other})
+    with pytest.raises(UserError, match='a.json: '):
+        read_table(path)
 
 
 def test_missing_files_are_named(tmp_path):

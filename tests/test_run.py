@@ -1,8 +1,10 @@
 """A run and its folder: what a kill between two files leaves, who may write, what the log and its curves tell."""
 
 import os
+import re
 
 import pytest
+import torch
 
 from tests.conftest import stop_at
 from tests.runs import LAST, LAST_OF_VOC, assert_same, content, epochs
@@ -142,6 +144,70 @@ def test_learning_rate_of_an_epoch_that_was_stopped_while_tested_is_its_own(clas
         classify('--output', tmp_path, '--decay-epochs', 1, '--auto-resume')
     classify('--output', tmp_path, '--decay-epochs', 1, '--auto-resume')
     assert [record['lr'] for record in epochs(tmp_path) if 'epoch' in record] == pytest.approx([0.05, 0.005])
+
+
+def test_only_a_lower_error_is_a_better_one_and_the_first_is_the_best_so_far(classify, tmp_path, monkeypatch):
+    """Also over a resume, and of epochs of which none gets anything right."""
+    errors = iter([100.0, 100.0, 50.0, 50.0, 60.0, 50.0])
+    monkeypatch.setattr(task, 'evaluate', lambda *_: {'err1': next(errors)})
+    best = []
+    for epochs_done in range(1, 7):
+        classify('--output', tmp_path, '--epochs', epochs_done, '--auto-resume')
+        best.append(checkpoint.read(tmp_path / 'model_best.pth.tar').epoch)
+    assert best == [1, 1, 3, 3, 3, 3]
+
+
+def losses_of(out):
+    """(loss, exponential average) of each line of segment.py's training."""
+    return [tuple(map(float, pair)) for pair in re.findall(r'loss: (\S+) \((\S+)\)', out)]
+
+
+@pytest.mark.parametrize('parts', [['1', '2'], ['2']])
+def test_exponential_average_goes_on_over_epochs_and_resumes(segment, tmp_path, capsys, parts):
+    for last in parts:
+        segment('--train', '-p', 1, '--epochs', last, '--base-lr', 0, '--auto-resume')
+    found = losses_of(capsys.readouterr().out)
+    assert len(found) == 6
+    smooth = found[0][0]
+    for loss, printed in found:
+        smooth = 0.99 * smooth + 0.01 * loss
+        assert printed == pytest.approx(smooth, abs=2e-4)
+    means = [record['train']['loss'] for record in epochs(tmp_path / 'run') if 'epoch' in record]
+    # 13 images, the last of them dropped: three batches of four an epoch
+    assert means == pytest.approx([sum(loss for loss, _ in part) / 3 for part in (found[:3], found[3:])], abs=1e-4)
+    assert checkpoint.read(tmp_path / 'run' / LAST_OF_VOC).smooth_loss == pytest.approx(smooth, abs=2e-4)
+
+
+def test_segmenters_file_without_an_exponential_average_goes_on(segment, tmp_path, capsys):
+    segment('--train', '-p', 1, '--epochs', 1)
+    path = tmp_path / 'run' / LAST_OF_VOC
+    saved = torch.load(path, weights_only=True)
+    del saved['smooth_loss']
+    torch.save(saved, path)
+    capsys.readouterr()
+    segment('--train', '-p', 1, '--auto-resume')
+    first, *_ = losses_of(capsys.readouterr().out)
+    assert first[0] == first[1]
+
+
+@pytest.mark.parametrize('every, lines', [(1, ['2/3', '3/3']), (2, ['2/3', '3/3']), (9, ['2/3', '3/3'])])
+def test_last_line_of_segments_evaluation_always_appears(segment, tmp_path, capsys, every, lines):
+    segment('--train', '--epochs', 1)
+    capsys.readouterr()
+    segment('--epochs', 1, '-p', every)
+    assert re.findall(r'eval: (.*)', capsys.readouterr().out) == lines
+
+
+def test_start_epoch_counts_where_the_resumed_file_names_none(classify, tmp_path):
+    classify('--output', tmp_path / 'one', '--epochs', 1)
+    saved = torch.load(tmp_path / 'one' / LAST, weights_only=True)
+    for name, epoch, start, expected in ('none', None, 2, [2]), ('own', 1, 2, [1, 2]), ('zero', 0, 2, [0, 1, 2]):
+        content = {key: value for key, value in (saved | {'epoch': epoch}).items() if value is not None}
+        torch.save(content, tmp_path / name)
+        run = tmp_path / f'run_{name}'
+        classify('--output', run, '--resume', tmp_path / name, '--start-epoch', start, '--epochs', 3)
+        assert [record['epoch'] for record in epochs(run) if 'epoch' in record] == expected
+        assert checkpoint.read(run / LAST).epoch == 3
 
 
 def test_curves_are_of_one_run(tmp_path):

@@ -68,9 +68,21 @@ def test_printed_lines_have_the_form_of_the_reference(segment, tmp_path, capsys)
     assert found == [(e, i, '3', lr) for (e, i), lr in zip(('11', '13', '21', '23'), rates, strict=True)]
     segment()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1:2] == ['eval: 2/3']  # two of one size, then the other; every second batch has a line
-    assert [line.split(':')[0] for line in lines[2:]] == [*(f'IoU {name}' for name in CLASSES), 'Mean IoU', ANY_MEAN]
+    assert lines[1:3] == ['eval: 2/3', 'eval: 3/3']  # two of one size, then the other; every second and the last
+    assert [line.split(':')[0] for line in lines[3:]] == [*(f'IoU {name}' for name in CLASSES), 'Mean IoU', ANY_MEAN]
     assert sorted(path.name for path in (tmp_path / 'run' / 'val').iterdir()) == [f'val_{n}.png' for n in range(3)]
+
+
+def test_predictions_are_named_after_the_masks(segment, devkit, tmp_path):
+    listed = devkit / 'VOC2012' / 'list' / 'val.txt'
+    for path in (devkit / 'VOC2012' / 'JPEGImages').glob('val_*'):
+        path.rename(path.with_name(f'photo_of_{path.name}'))
+    listed.write_text(listed.read_text().replace('JPEGImages/', 'JPEGImages/photo_of_'))
+    torch.save(models.build_segmenter('tiny').state_dict(), tmp_path / 'net.pth')
+    segment('--resume', tmp_path / 'net.pth', '--overlay')
+    for folder, suffix in ('val', 'png'), ('overlays', 'jpg'):
+        names = sorted(path.name for path in (tmp_path / 'run' / folder).iterdir())
+        assert names == [f'val_{number}.{suffix}' for number in range(3)]
 
 
 ANY_MEAN = 'Mean IoU over the 21 classes present'
@@ -186,6 +198,7 @@ def test_what_is_wrong_is_told_and_nothing_half_written_is_left(segment, devkit,
 def test_wrong_arguments(segment, capsys):
     assert '--batch-size 1: tiny trains on 2 images per device' in segment.error(capsys, '--train', '--batch-size', 1)
     assert 'invalid scales value' in segment.error(capsys, '--scales', '1,0')
+    assert 'not finite' in segment.error(capsys, '--train', '--base_lr', 1e30, '--last_mult', 1e8)
     assert '--device cuda:7: no such device here' in segment.error(capsys, '--gpu', 7)
     for name in 'my/exp', '':
         assert 'argument --exp: invalid part_of_a_name value' in segment.error(capsys, f'--exp={name}')

@@ -209,6 +209,9 @@ def test_lists(tmp_path):
         path.write_text(text)
         with pytest.raises(UserError, match=told):
             open_scenes(tmp_path, 'val.txt', CentredScene(9))
+    path.write_bytes(b'/JPEGImages/\xff.jpg /SegmentationClassAug/\xff.png')
+    with pytest.raises(UserError, match=f'cannot read {path}: .*utf-8'):
+        open_scenes(tmp_path, 'val.txt', CentredScene(9))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ import models
 from utils.arguments import Parser, add_out_argument, add_test_arguments
 from utils.batches import EvalBatches
 from utils.compute import Compute
-from utils.data import DeviceLoader
+from utils.data import DeviceLoader, told_of_workers
 from utils.errors import UserError, exit_cleanly
 from utils.image_folder import PictureFolder, central_crop, open_folder, open_image
 from utils.output import check_results, write_results
@@ -86,6 +86,7 @@ def open_pictures(paths: list[Path], transform: Compose) -> Pictures | PictureFo
     return open_folder(folders[0], transform) if folders else Pictures(paths, transform)
 
 
+@told_of_workers()
 def policies_of(args: Namespace, pictures: Pictures | PictureFolder) -> tuple[str, Policies]:
     """The checkpoint's net and its policies for the pictures."""
     compute = Compute(args.device)

@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 import models
-from utils.arguments import Parser, add_out_argument, add_test_arguments, scale_factors
+from utils.arguments import Parser, add_out_argument, add_test_arguments, scales
 from utils.batches import EvalBatches
 from utils.compute import Compute
 from utils.data import MEAN, DeviceLoader
@@ -46,7 +46,7 @@ def make_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument('checkpoints', type=Path, nargs='+', metavar='CHECKPOINT', help='of classify.py')
     parser.add_argument('data', type=Path, metavar='DIR', help='folder with val/')
-    parser.add_argument('--factors', type=scale_factors, default='0.5,0.71,1,1.41,2', metavar='F,F,...', help='sizes')
+    parser.add_argument('--factors', type=scales, default='0.5,0.71,1,1.41,2', metavar='F,F,...', help='sizes')
     parser.add_argument('-a', '--arch', choices=list(models.classifiers), action='append', metavar='ARCH',
                         help='once per checkpoint, where they do not say')  # fmt: skip
     add_test_arguments(parser)

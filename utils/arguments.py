@@ -11,7 +11,7 @@ from utils.compute import DTYPES
 
 LARGEST = 2**31 - 1  # of whole numbers: products of two and an image's values are counted in 64 bits
 MOST_PIXELS = 2**14  # of a side
-MOST = 1e18  # of real numbers: products of two are numbers of float32
+MOST = 1e30  # of real numbers, which float32 holds
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,7 +76,7 @@ def add_recipe_arguments(
     add('-a', '--arch', choices=architectures, default='resnext50_elastic', metavar='ARCH',
         help=', '.join(architectures))  # fmt: skip
     add('--epochs', type=natural, default=120, metavar='N', help='epochs in all')
-    add('--start-epoch', type=natural, default=0, metavar='N', help="number of the first; a resumed one's own wins")
+    add('--start-epoch', type=natural, default=0, metavar='N', help="number of the first; a resumed file's own wins")
     add('-b', '--batch-size', type=positive, default=256, metavar='N', help=batch)
     add('-g', '--num-gpus', type=positive, default=8, metavar='N', help='as if on so many GPUs, on any number')
     # --l: before Python 3.12 an abbreviation of two names of one flag counts as ambiguous.
@@ -161,7 +161,12 @@ def above_zero(text: str) -> float:
     return _between(1 / MOST, float(text), MOST)
 
 
-def scale_factors(text: str) -> list[float]:
+def multiplier(text: str) -> float:
+    """A number from 0 on, whose product with another of our numbers float32 holds."""
+    return _between(0, float(text), 1e8)
+
+
+def scales(text: str) -> list[float]:
     """Numbers between commas, above 0 and small enough for pictures."""
     return [_between(1 / MOST, float(part), 64) for part in text.split(',')]
 

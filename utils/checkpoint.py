@@ -1,7 +1,7 @@
 """Checkpoint files: the one place that reads them and the one that writes them.
 
-A file is a dict with the reference's keys (epoch, arch, state_dict, optimizer, best_err1) and ours
-(task, classes, seed, scaler, position, processes). Files of 2019 hold only some of them; bare state dicts hold none.
+A file is a dict with the reference's keys (epoch, arch, state_dict, optimizer, best_err1) and ours (task, classes,
+seed, scaler, position, smooth_loss, processes). Files of 2019 hold only some of them; bare state dicts hold none.
 """
 
 import os
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError, reading
-from utils.form import COUNT, NAME, NUMBER, TENSOR, Kind, fault, leaves, plain
+from utils.form import ANYTHING, COUNT, NAME, NUMBER, TENSOR, Kind, fault, leaves, plain
 
 # NumPy scalars (a best error, say) are data; every other class in a pickle is refused.
 # Files written with NumPy 1 name its old module.
@@ -35,7 +35,6 @@ EPOCH = Kind(COUNT.words, lambda value: NUMBER.fits(value) and plain(value) % 1 
 COUNTED = Kind(
     'numbers', lambda value: all(leaf is None or TENSOR.fits(leaf) or NUMBER.fits(leaf) for _, leaf in leaves(value))
 )
-ANYTHING = Kind('anything', lambda value: True)
 FORM = {
     'state_dict': {str: TENSOR},
     'epoch': EPOCH,
@@ -46,6 +45,7 @@ FORM = {
     'seed': COUNT,
     'scaler': {str: NUMBER},
     'position': {'step': COUNT, 'plan': {str: COUNT}, 'metrics': COUNTED},
+    'smooth_loss': NUMBER,
     'processes': [{'statistics': {str: TENSOR}, 'metrics': COUNTED}],
     'best': {str: NUMBER},
 }
@@ -62,7 +62,7 @@ class Checkpoint:
 
     path: Path
     state_dict: dict[str, Tensor]
-    epoch: int = 0
+    epoch: int | None = None
     arch: str | None = None
     optimizer: dict[str, Any] | None = None
     task: str | None = None
@@ -70,6 +70,7 @@ class Checkpoint:
     seed: int | None = None
     scaler: dict[str, Any] | None = None
     position: dict[str, Any] | None = None
+    smooth_loss: float | None = None  # segmentation's exponential average, which goes on over epochs
     processes: list[dict[str, Any]] | None = None  # of a job of several: what each has of its own
     best: dict[str, float] = field(default_factory=dict)  # such as {'best_err1': 22.5}
 
@@ -95,7 +96,7 @@ def read(path: str | os.PathLike) -> Checkpoint:
             **known,
             'path': path,
             'state_dict': _without_prefix(known['state_dict']),
-            'epoch': int(plain(known.get('epoch', 0))),
+            'epoch': int(plain(known['epoch'])) if 'epoch' in known else None,
             'best': {name: float(value) for name, value in known['best'].items()},
         }
     )
@@ -176,7 +177,8 @@ def _tensor_fault(value: Tensor) -> str:
         return f'is a tensor of a kind that is not read ({value.dtype}, {value.layout}, {value.device})'
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # of a shape that would fill the memory
         return f'is a tensor {tuple(value.shape)} of fewer numbers'
-    return '' if value.isfinite().all() else 'is not finite'
+    extremes = value.aminmax() if value.numel() else ()  # NaN if there is one: ten times as fast as isfinite
+    return '' if all(extreme.isfinite() for extreme in extremes) else 'is not finite'
 
 
 def _is_best(name: Any, value: Any) -> bool:

@@ -59,9 +59,10 @@ class Compute:
         channels_last: bool = True,
         compile: bool = False,
         loss_scale: float | None = None,  # of fp16; None: as large as it can be
+        all_gpus: bool = True,  # without a job; else one
     ):
         self.device = pick_device(device)
-        if self.device == torch.device('cuda') and is_distributed():
+        if self.device == torch.device('cuda') and (is_distributed() or not all_gpus):
             self.device = torch.device('cuda', torch.cuda.current_device())
         if amp == 'fp16' and self.device.type == 'cpu':
             raise UserError('--amp fp16 needs a GPU: on CPU use --amp bf16 or --amp off')

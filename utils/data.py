@@ -3,8 +3,13 @@
 Augmentation is drawn from (seed, epoch, sample), so neither the number of workers nor an interruption changes it.
 """
 
+import multiprocessing
+import multiprocessing.connection
 import os
+import re
+import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -61,12 +66,30 @@ class DeviceLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         """All batches, or those from where training batches were told to seek. Raises a sample's UserError."""
-        return self._ahead(self.stream) if self.stream else map(self._placed, self.loader)
+        return self._ahead(self.stream) if self.stream else map(self._placed, self._loaded())
+
+    def _loaded(self) -> Iterator[Any]:
+        """The batches as workers make them; UserError that names one that died, and its signal.
+
+        That shows in many ways, such as an EOFError over a batch that was being handed over.
+        """
+        batches = iter(self.loader)
+        workers = multiprocessing.active_children()
+        try:
+            yield from batches
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)
+            dead = [worker for worker in workers if worker.exitcode]
+            if not dead:
+                raise
+            code = dead[0].exitcode
+            how = f'exited with status {code}' if code > 0 else f'is killed by signal: {signal.strsignal(-code)}'
+            raise _lost(f'DataLoader worker (pid {dead[0].pid}) {how}') from error
 
     def _ahead(self, side: torch.cuda.Stream) -> Iterator[tuple[Tensor, Any]]:
         """On a GPU: each batch is copied and normalised on a stream of its own, while the one before it is used."""
         main, ready = torch.cuda.current_stream(side.device), None
-        for batch in self.loader:
+        for batch in self._loaded():
             with torch.cuda.stream(side):
                 upcoming = self._placed(batch)
             if ready is not None:
@@ -97,6 +120,25 @@ class DeviceLoader:
         if images.shape[1] == 4:
             values.mul_(pixels[..., 3:])
         return values.permute(0, 3, 1, 2)
+
+
+@contextmanager
+def told_of_workers() -> Iterator[None]:
+    """Within, the death of a worker is a UserError: a handler of PyTorch's raises what tells of it, at any moment."""
+    try:
+        yield
+    except RuntimeError as error:
+        death = re.match(r'DataLoader worker \(pid.*?\) (is killed by signal|exited)[^.]*', str(error))
+        if not death:
+            raise
+        raise _lost(death[0]) from error
+
+
+def _lost(told: str) -> UserError:
+    if hasattr(signal, 'SIGCHLD'):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise again as the other workers end
+    cure = 'if memory ran out, as most often, give fewer --workers; --auto-resume goes on from the last checkpoint'
+    return UserError(f'{told}; {cure}')
 
 
 def collate(samples: Sequence[Any]) -> Any:

@@ -1,6 +1,8 @@
 """ImageNet-like folders, FOLDER/CLASS/*.jpg, and the reference's augmentation and test crop."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from utils.errors import UserError, named, reading
 from utils.folder_index import FolderIndex, open_index
 
+PRINTED_ABOUT = 'JPEG', 'MPO', 'TIFF'  # whose libraries print, past Python, what they find wrong
 AREA, ASPECT = [0.08, 1.0], [3 / 4, 4 / 3]  # of the reference's random crops
 
 
@@ -102,7 +105,7 @@ def open_pixels(path: str) -> Tensor:
     will lose its decoder: without it Pillow decodes everything, to the same values.
     """
     decode = getattr(io, 'decode_jpeg', None)
-    with reading(f'cannot read image {path}'), Image.open(path) as image:
+    with opened(path) as image:
         if decode and (image.format, image.mode) == ('JPEG', 'RGB'):
             image.fp.seek(0)
             content = torch.from_numpy(np.fromfile(image.fp, np.uint8))
@@ -115,8 +118,37 @@ def open_pixels(path: str) -> Tensor:
 
 def open_image(path: str) -> Image.Image:
     """The picture as RGB; UserError that names it if it cannot be decoded to its end."""
-    with reading(f'cannot read image {path}'), Image.open(path) as image:
+    with opened(path) as image:
         if image.mode != 'RGB':
             return image.convert('RGB')
         image.load()
         return image
+
+
+@contextmanager
+def opened(path: str | Path, kind: str = 'image') -> Iterator[Image.Image]:
+    """Within, the picture's header is read and the rest can be; UserError that names it if that fails, in one line."""
+    with (
+        reading(f'cannot read {kind} {path}'),
+        Image.open(path) as image,
+        _without_stderr() if image.format in PRINTED_ABOUT else nullcontext(),
+    ):
+        yield image
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """What matters of what the libraries print is raised, too."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # stderr is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

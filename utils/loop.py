@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from models.norm import train_but_frozen_norms
-from utils.data import DeviceLoader
+from utils.data import DeviceLoader, told_of_workers
 from utils.distributed import everyones, mean_of_results
 from utils.interrupt import StopRequest
 from utils.learner import Learner
@@ -48,6 +48,7 @@ def train_epoch(learner: Learner, loader: DeviceLoader, metrics: Metrics, run: R
     return metrics.compute()
 
 
+@told_of_workers()
 @torch.inference_mode()
 def evaluate(
     learner: Learner, loader: DeviceLoader, metrics: Metrics, reporter: Reporter, stop: StopRequest
@@ -64,7 +65,7 @@ def evaluate(
         outputs = tester(images)
         metrics.update(learner.loss(outputs, targets), outputs, targets)
         clock.tick()
-        if step % reporter.every == 0:
+        if reporter.due(step, steps, loader.batches.common):
             reporter.test_line(step, steps, clock, metrics)
     if loader.batches.shared:
         metrics.reduce()
@@ -75,6 +76,7 @@ def evaluate(
     return results
 
 
+@told_of_workers()
 def fit(
     learner: Learner,
     loader: DeviceLoader,

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from utils.distributed import sum_over_processes
+from utils.distributed import sum_over_processes, world_size
 
 Item = TypeVar('Item')
 
@@ -35,9 +35,10 @@ class Average:
         self.count += count
 
     def reduce(self) -> None:
-        """Average over the values of all processes."""
-        self.sum = sum_over_processes(self.sum)
-        self.count = int(sum_over_processes(torch.tensor(self.count, device=self.sum.device)))
+        """Average over the values of all processes; the last value becomes the mean of theirs."""
+        total = sum_over_processes(torch.stack([self.sum, torch.full_like(self.sum, self.count), self.last]))
+        self.sum, self.last = total[0], total[2] / world_size()
+        self.count = int(total[1])
 
     @property
     def value(self) -> float:

@@ -11,6 +11,8 @@ from utils.meters import Average
 class Metrics(Protocol):
     """What the loops ask of a task's metrics."""
 
+    smooth_loss: float | None  # handed on to the next epoch's, by those that have one
+
     def update(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Count a batch without waiting for the device."""
 
@@ -38,6 +40,8 @@ class TopErrors:
 
     With fewer than five classes the right one is always among the first five: Err@5 is 0.
     """
+
+    smooth_loss = None
 
     def __init__(self, device: torch.device):
         self.averages = {name: Average(device) for name in ('loss', 'err1', 'err5')}

@@ -25,6 +25,8 @@ def multilabel_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 class MultiLabelCounts:
     """Loss, precision, recall and F in %: what training reports. A class is predicted where its logit is positive."""
 
+    smooth_loss = None
+
     def __init__(self, device: torch.device, classes: list[str]):
         self.classes = classes
         self.averages = {name: Average(device) for name in ('loss', 'precision', 'recall')}

@@ -16,7 +16,7 @@ from utils.voc import Scenes, open_scene
 class Predictions:
     """Context that collects predictions and at its end, unless an error ends it, puts them in FOLDER/val/NAME.png.
 
-    With `overlay` also image | truth | prediction as FOLDER/overlays/NAME.jpg. NAME is the image's.
+    With `overlay` also image | truth | prediction as FOLDER/overlays/NAME.jpg. NAME is the true mask's.
     """
 
     def __init__(self, folder: Path, scenes: Scenes, sizes: list[tuple[int, int]], overlay: bool):
@@ -47,7 +47,7 @@ class Predictions:
             top, left = self.scenes.transform.corner(size)
             mask = Image.fromarray(prediction[top : top + size[0], left : left + size[1]])
             mask.putpalette(self.palette.tobytes())
-            name = self.scenes.images[index].stem
+            name = self.scenes.masks[index].stem
             self._save(mask, f'val/{name}.png')
             if self.overlay:
                 self._save(self._beside(mask, index), f'overlays/{name}.jpg')

@@ -1,5 +1,6 @@
 """What a run says: printed lines, a bar on a terminal, log.jsonl and curves.png."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -15,11 +16,16 @@ from tqdm import tqdm
 
 from utils.distributed import rank
 from utils.errors import UserError
+from utils.form import ANYTHING, COUNT, NAME, fault
 from utils.meters import Clock
 from utils.metrics import Metrics
 from utils.output import write_figure
 
 ROOT = Path(__file__).resolve().parent.parent
+# The lines of the log, and what old or shorter ones lack.
+START = {'checkpoint': NAME, 'from_epoch': COUNT}
+EPOCH = {'epoch': COUNT, 'train': {str: ANYTHING}, 'val': {str: ANYTHING}}
+BEFORE = {'checkpoint': '', 'from_epoch': 0, 'train': {}, 'val': {}}
 
 
 class Reporter:
@@ -40,6 +46,10 @@ class Reporter:
         on_terminal = self.speaks and sys.stdout.isatty() and sys.stderr.isatty()
         return tqdm(batches, label, total, initial=start, leave=False, disable=not on_terminal)
 
+    def due(self, step: int, steps: int, common: int) -> bool:
+        """Whether step `step` of a test has a line; `steps` are this process's, of which all have `common` at least."""
+        return step % self.every == 0
+
     def train_line(self, epoch: int, step: int, steps: int, clock: Clock, lr: float, metrics: Metrics) -> None:
         data = f'Data {_pair(clock.data)}'
         self.say(f'Epoch: [{epoch}][{step}/{steps}]\t{self.times(clock)}\t{data}\t{metrics.progress()}')
@@ -53,7 +63,19 @@ class Reporter:
 
 
 class SpeedReporter(Reporter):
-    """Also says how many images a second go through all processes."""
+    """Also says how many images a second go through all processes, and gives averages over them, as the reference.
+
+    All processes must come to each of its lines; where some have a batch fewer to test, the last one has none.
+    """
+
+    def due(self, step: int, steps: int, common: int) -> bool:
+        return super().due(step, steps, common) and step < common
+
+    def train_line(self, epoch: int, step: int, steps: int, clock: Clock, lr: float, metrics: Metrics) -> None:
+        super().train_line(epoch, step, steps, clock, lr, _over_processes(metrics))
+
+    def test_line(self, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
+        super().test_line(step, steps, clock, _over_processes(metrics))
 
     def times(self, clock: Clock) -> str:
         """Seconds per iteration, images per second."""
@@ -61,7 +83,10 @@ class SpeedReporter(Reporter):
 
 
 class SegmentationReporter(Reporter):
-    """The lines of segmentation, which the reference wrote otherwise: both count from 1, the second images."""
+    """The lines of segmentation, which the reference wrote otherwise: both count from 1, tests images to the last."""
+
+    def due(self, step: int, steps: int, common: int) -> bool:
+        return super().due(step, steps, common) or step + 1 == steps
 
     def train_line(self, epoch: int, step: int, steps: int, clock: Clock, lr: float, metrics: Metrics) -> None:
         self.say(f'epoch: {epoch + 1}\titer: {step + 1}/{steps}\tlr: {lr:.6f}\t{metrics.progress()}')
@@ -91,8 +116,14 @@ class Log:
         self.path, self.picture = folder / 'log.jsonl', folder / 'curves.png'
 
     def start(self, arguments: dict[str, Any], checkpoint: str, **facts: Any) -> None:
-        """Note a (re)start: arguments, git commit, torch version, and the checkpoint's name, which tells runs apart."""
+        """Note a (re)start: arguments, git commit, torch version, and the checkpoint's name, which tells runs apart.
+
+        The curves are drawn of what was noted after they were, by a run killed in between.
+        """
+        behind = _changed(self.picture) < _changed(self.path)
         self.note(args=arguments, checkpoint=checkpoint, git=git_commit(), torch=torch.__version__, **facts)
+        if behind and self.epochs():
+            self.draw()
 
     def note(self, **record: Any) -> None:
         """Append a line; UserError if the disk is full."""
@@ -112,17 +143,22 @@ class Log:
         runs, epochs = {}, {}
         for record in self._records():
             if 'args' in record:
-                run = record.get('checkpoint')
-                epochs = {n: done for n, done in runs.get(run, {}).items() if n < record.get('from_epoch', 0)}
+                run = record['checkpoint']
+                epochs = {n: done for n, done in runs.get(run, {}).items() if n < record['from_epoch']}
                 runs[run] = epochs
-            elif 'epoch' in record:
+            else:
                 epochs[record['epoch']] = record
         return list(epochs.values())
 
     def _records(self) -> Iterator[dict[str, Any]]:
-        for line in self.path.read_text().splitlines():
-            with suppress(json.JSONDecodeError):  # cut off by a kill
-                yield json.loads(line)
+        """The lines of our form; not one that was cut off by a kill, nor a foreign one."""
+        for line in self.path.read_bytes().splitlines():
+            with suppress(ValueError, RecursionError):
+                record = json.loads(line)
+                if isinstance(record, dict):
+                    record = BEFORE | record
+                    if not fault(record, START if 'args' in record else EPOCH, ''):
+                        yield record
 
     def draw(self) -> None:
         """Draw the curves of all epochs noted so far."""
@@ -131,17 +167,20 @@ class Log:
 
 def draw_curves(epochs: list[dict[str, Any]], picture: Path, columns: int = 4) -> None:
     """One panel per number that training or validation reports, over the epochs; UserError if the disk is full."""
-    parts = {part: [record for record in epochs if part in record] for part in ('train', 'val')}
-    names = [name for part, records in parts.items() if records for name in records[-1][part]]
-    quantities = [name for name in dict.fromkeys(names) if _is_curve(name, parts)]
-    rows, columns = -(-len(quantities) // columns), min(columns, len(quantities))
+    curves: dict[str, dict[str, dict[int, float]]] = {}  # of a quantity, then in training and validation, by epoch
+    for part in 'train', 'val':
+        for record in epochs:
+            for quantity, value in record.get(part, {}).items():
+                if isinstance(value, float):
+                    curves.setdefault(quantity, {}).setdefault(part, {})[record['epoch'] + 1] = value
+    if not curves:
+        return
+    rows, columns = -(-len(curves) // columns), min(columns, len(curves))
     figure = Figure(figsize=(4 * columns, 3 * rows), layout='tight')
-    for place, quantity in enumerate(quantities, 1):
+    for place, (quantity, parts) in enumerate(curves.items(), 1):
         panel = figure.add_subplot(rows, columns, place)
-        for part, records in parts.items():
-            points = {record['epoch'] + 1: record[part][quantity] for record in records if quantity in record[part]}
-            if points:
-                panel.plot(list(points), list(points.values()), marker='.', label=part)
+        for part, points in parts.items():
+            panel.plot(list(points), list(points.values()), marker='.', label=part)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set(title=quantity, xlabel='epochs done', ylim=(0, None))
         panel.grid(alpha=0.3)
@@ -150,8 +189,9 @@ def draw_curves(epochs: list[dict[str, Any]], picture: Path, columns: int = 4) -
     write_figure(figure, picture, dots_per_inch=100)
 
 
-def _is_curve(name: str, parts: dict[str, list[dict[str, Any]]]) -> bool:
-    return all(isinstance(record[part].get(name, 0.0), float) for part, records in parts.items() for record in records)
+def _changed(path: Path) -> int:
+    """When a file was last written, in ns; 0 if it is not there."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def git_commit() -> str | None:
@@ -161,6 +201,13 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _over_processes(metrics: Metrics) -> Metrics:
+    """What all processes counted, in metrics that nobody goes on counting with."""
+    total = copy.deepcopy(metrics)
+    total.reduce()
+    return total
 
 
 def _pair(last_and_average: list[float]) -> str:

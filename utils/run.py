@@ -91,7 +91,8 @@ class Run:
         self.log = Log(folder)
         self.finite = FiniteLoss(learner.compute.device)
         self.epoch = self.step = self.seed = 0
-        self.best = 100.0
+        self.best: float | None = None  # before the first epoch is validated
+        self.smooth_loss: float | None = None  # where the epoch under way began: an average that epochs hand on
         self.metrics: Metrics | None = None  # of the epoch under way
         self.metrics_state: dict[str, Any] | None = None  # of a resumed epoch, until they exist
         self.newest: Path | None = None  # checkpoint to go back to
@@ -100,7 +101,7 @@ class Run:
         """Start afresh, resume `found` or transfer it, and log the arguments; UserError if it fits neither way."""
         difference = found and head_difference(found, self.learner.model, self.identity)
         if found and not difference:
-            self._resume(found, seed)
+            self._resume(found, seed, start_epoch)
         else:
             self._start(found, difference, seed or 0, start_epoch)
         if self.leads:
@@ -109,7 +110,8 @@ class Run:
             self.log.start(arguments, self.files.last, **facts)
 
     def resumed_metrics(self, metrics: Metrics) -> Metrics:
-        """Let an epoch's new metrics go on from where the resumed ones stopped."""
+        """Let an epoch's new metrics go on from where the resumed ones, or the last epoch's average, stopped."""
+        metrics.smooth_loss = self.smooth_loss
         if self.metrics_state is not None:
             with reading(f'{self.newest}: its metrics has another form'):
                 metrics.load_state_dict(self.metrics_state)
@@ -142,14 +144,17 @@ class Run:
     def finish_epoch(self, **results: dict[str, Any]) -> None:
         """Log the epoch's results in `train` and `val`, and save it, also as the best or numbered if it is."""
         names = [self.files.last]
-        if self.files.best and results['val'][self.files.best.metric] <= self.best:
-            self.best = results['val'][self.files.best.metric]
-            names.append(self.files.best.name)
+        if self.files.best:
+            reached = results['val'][self.files.best.metric]
+            if self.best is None or reached < self.best:
+                self.best = reached
+                names.append(self.files.best.name)
         if self.files.numbered and self.files.numbered.due(self.epoch + 1, self.epochs):
             names.append(self.files.numbered.name(self.epoch + 1))
         learning_rate = self.learner.learning_rate(self.epoch + (self.step - 1) / self.step)
         if self.leads:
             self.log.note(epoch=self.epoch, lr=learning_rate, **results, **self._best())
+        self.smooth_loss = self.metrics.smooth_loss
         self.epoch, self.step, self.metrics = self.epoch + 1, 0, None
         self.save(*names)
         if self.leads:
@@ -170,6 +175,7 @@ class Run:
             'scaler': self.learner.scaler.state_dict(),
             'seed': self.seed,
             'position': self._position(),
+            'smooth_loss': self.smooth_loss,
             **self._processes(),
             **self._best(),
         }
@@ -179,7 +185,7 @@ class Run:
         self.newest = self.folder / names[0]
 
     def _best(self) -> dict[str, float]:
-        return {self.files.best.key: self.best} if self.files.best else {}
+        return {} if self.best is None else {self.files.best.key: self.best}
 
     def _processes(self) -> dict[str, list[dict[str, Any]]]:
         """What each process of a job has of its own: running statistics, and counts inside an epoch."""
@@ -208,7 +214,7 @@ class Run:
             fresh = transfer(self.learner.model, found)
             self.reporter.say(f'=> transferred {found.path}; left out, as initialised: {", ".join(fresh)}')
 
-    def _resume(self, found: Checkpoint, seed: int | None) -> None:
+    def _resume(self, found: Checkpoint, seed: int | None, start_epoch: int) -> None:
         if seed is not None and found.seed not in (None, seed):
             raise UserError(f'{found.path} was trained with --seed {found.seed}, not {seed}: leave --seed out')
         self._take_position(found)
@@ -219,9 +225,10 @@ class Run:
             with reading(f'{found.path}: its scaler has another form'):
                 self.learner.scaler.load_state_dict(found.scaler)
         self.seed = (seed or 0) if found.seed is None else found.seed
-        self.epoch, self.newest = found.epoch, found.path
+        self.epoch = start_epoch if found.epoch is None else found.epoch
+        self.smooth_loss, self.newest = found.smooth_loss, found.path
         if self.files.best:
-            self.best = found.best.get(self.files.best.key, self.best)
+            self.best = found.best.get(self.files.best.key)
         self.reporter.say(f'=> resumed {found.path}: {self.epoch} epochs and {self.step} steps done')
 
     def _take_position(self, found: Checkpoint) -> None:

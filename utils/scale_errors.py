@@ -12,6 +12,8 @@ from utils.meters import Average
 class ScaleErrors:
     """Loss, and top-1 error in %, overall (`err1`) and of each third of the sizes."""
 
+    smooth_loss = None
+
     def __init__(self, device: torch.device):
         self.averages = {name: Average(device) for name in ('loss', 'err1')}
         self.wrong, self.seen = torch.zeros(2, len(THIRDS), dtype=torch.int64, device=device)

@@ -35,13 +35,22 @@ def _summed_loss(outputs: Tensor, targets: Target) -> tuple[Tensor, Tensor]:
 
 
 class RunningLoss:
-    """The loss of the last batch and its exponential average, as printed in training; their mean is logged."""
+    """The loss of the last batch and its exponential average over all epochs, as printed; an epoch's mean is logged."""
 
     decay = 0.99  # the reference's
 
     def __init__(self, device: torch.device):
         self.loss = Average(device)
         self.smooth: Tensor | None = None
+
+    @property
+    def smooth_loss(self) -> float | None:
+        """The exponential average; None before the first batch."""
+        return None if self.smooth is None else self.smooth.item()
+
+    @smooth_loss.setter
+    def smooth_loss(self, value: float | None) -> None:
+        self.smooth = None if value is None else torch.full_like(self.loss.last, value)
 
     def update(self, loss: Tensor, outputs: Tensor, targets: Target) -> None:
         """Count a batch's mean loss ()."""
@@ -54,19 +63,18 @@ class RunningLoss:
 
     def progress(self) -> str:
         """Last value and exponential average, in the reference's form."""
-        return f'loss: {self.loss.value:.4f} ({self.smooth.item():.4f})'
+        return f'loss: {self.loss.value:.4f} ({self.smooth_loss:.4f})'
 
     def compute(self) -> dict[str, float]:
         """The mean over all images."""
         return {'loss': self.loss.average}
 
     def state_dict(self) -> dict[str, Any]:
-        return {'loss': self.loss.state_dict(), 'smooth': None if self.smooth is None else self.smooth.item()}
+        return {'loss': self.loss.state_dict(), 'smooth': self.smooth_loss}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.loss.load_state_dict(state['loss'])
-        if state['smooth'] is not None:
-            self.smooth = torch.full_like(self.loss.last, state['smooth'])
+        self.smooth_loss = state['smooth']
 
 
 class SegmentationScores:

@@ -46,7 +46,7 @@ class Task:
     train_set: Dataset | None = None  # None when only evaluating
     val_set: Dataset | None = None  # None when only training
     image_size: int | None = None  # of a classifier's training images
-    batch_per_gpu: bool = False  # whether --batch-size is that of one of --num-gpus
+    batch_per_gpu: bool = False  # whether a process uses one GPU, and --batch-size is that of one of --num-gpus
     smallest_batch: int | None = None  # that a segmenter trains on, and an epoch may end with; None: a full one
     val_groups: Sequence[Sequence[int]] | None = None  # samples that can share a batch; None: all can
     wrap: Callable[[Runner], Runner] | None = None  # how the net is called when only evaluating
@@ -54,19 +54,31 @@ class Task:
     context: AbstractContextManager = field(default_factory=nullcontext)  # in which it is carried out
 
 
-def run(make_task: Callable[[Namespace], Task], args: Namespace) -> None:
-    """Carry out the task that the arguments describe, in one process or as one of a job."""
+def run(
+    make_task: Callable[[Namespace], Task], args: Namespace, stop: StopRequest | None = None
+) -> dict[str, Any] | None:
+    """Carry out the task that the arguments describe, in one process or as one of a job; the results of an evaluation.
+
+    `stop` is the entered StopRequest of a caller that has more to do afterwards; default: one for this task alone.
+    """
     with job(args):
         with together():
             task = make_task(args)
         with task.context:
-            carry_out(task, args)
+            return carry_out(task, args, stop)
 
 
-def carry_out(task: Task, args: Namespace) -> None:
-    """Train the task's net as the arguments say, or evaluate it."""
+def carry_out(task: Task, args: Namespace, stop: StopRequest | None = None) -> dict[str, Any] | None:
+    """Train the task's net as the arguments say, or evaluate it: its results."""
     with together():
-        compute = Compute(args.device, args.amp, not args.no_channels_last, args.compile, args.static_loss_scale)
+        compute = Compute(
+            args.device,
+            args.amp,
+            not args.no_channels_last,
+            args.compile,
+            args.static_loss_scale,
+            all_gpus=not task.batch_per_gpu,
+        )
         devices = compute.devices * world_size()
         batch_size = args.batch_size * (args.num_gpus if task.batch_per_gpu else 1)
         micro_batch, accumulate = micro_batches(batch_size, args.num_gpus, devices, not args.evaluate)
@@ -77,14 +89,14 @@ def carry_out(task: Task, args: Namespace) -> None:
     learner = make_learner(task, args, compute, accumulate)
     reporter = task.reporter(args.print_freq, micro_batch)
     reporter.say(describe(task, learner, args.arch, micro_batch))
-    with folder, StopRequest() as stop:
+    with folder, nullcontext(stop) if stop else StopRequest() as stop:
         validate = make_validation(task, args, learner, micro_batch, reporter, stop) if task.val_set else None
         if args.evaluate:
             with together():
                 load_for_evaluation(learner.model, found, Identity(task.name, args.arch, task.classes))
-            validate()
-        else:
-            train(task, args, learner, micro_batch, found, validate, reporter, stop)
+            return validate()
+        train(task, args, learner, micro_batch, found, validate, reporter, stop)
+        return None
 
 
 def check_training(task: Task, args: Namespace, compute: Compute, micro_batch: int, batch_size: int) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from utils.confusion import IGNORED
 from utils.errors import UserError, named, reading
-from utils.image_folder import open_image
+from utils.image_folder import open_image, opened
 
 CLASSES = [
     'background',
@@ -91,7 +91,7 @@ def open_scene(image_path: Path, mask_path: Path) -> tuple[Image.Image, Image.Im
 
 def open_mask(path: Path) -> Image.Image:
     """The mask, a palette's indices or grey; UserError that names it if it is not one of VOC's labels."""
-    with reading(f'cannot read mask {path}'), Image.open(path) as mask:
+    with opened(path, 'mask') as mask:
         mask.load()
     if mask.mode not in ('P', 'L'):
         raise UserError(f'{path}: a mask is a palette or grey picture, a label per pixel; this one is {mask.mode}')
@@ -103,7 +103,7 @@ def open_mask(path: Path) -> Image.Image:
 
 def size_of(path: Path) -> tuple[int, int]:
     """Height and width of a picture, from its header; UserError that names it if it has none."""
-    with reading(f'cannot read image {path}'), Image.open(path) as image:
+    with opened(path) as image:
         return image.height, image.width
 
 
