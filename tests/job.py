@@ -24,7 +24,7 @@ from tests.conftest import TinyNet, TinySegmenter
 from utils.batches import EvalBatches
 from utils.compute import Compute
 from utils.data import DeviceLoader
-from utils.distributed import job, rank, world_size
+from utils.distributed import average_over_processes, job, rank, world_size
 from utils.errors import exit_cleanly
 from utils.interrupt import StopRequest
 from utils.learner import Learner
@@ -112,9 +112,13 @@ def accumulated(name: str, shares: int = 1, share: int = 0) -> dict[str, torch.T
 
 
 def checks(folder: Path, *names: str) -> None:
-    """Write the gradients of these nets that this process has, and what it measures together with the others."""
+    """Write the gradients of these nets that this process has, what it measures with the others, and averages."""
     gradients = {name: accumulated(name, world_size(), rank()) for name in names}
-    torch.save({'gradients': gradients, 'measures': measures(share=True)}, folder / f'{rank()}.pt')
+    values = [torch.tensor([float(rank())]), torch.tensor(rank())]  # a mean, a count
+    average_over_processes(values)
+    averages = [value.item() for value in values]
+    found = {'gradients': gradients, 'measures': measures(share=True), 'averages': averages}
+    torch.save(found, folder / f'{rank()}.pt')
 
 
 def die(learner: Learner, *arguments) -> None:

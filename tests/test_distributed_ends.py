@@ -73,7 +73,7 @@ def test_a_process_that_vanishes_or_hangs_ends_the_others_with_one_line(folder, 
     with apex(2, 'docker_classify', folder, *SMALL, '-b', 6, *flags) as job:
         job.wait_for('Epoch: [1]')
         job.send(1, number)
-        codes, (error,) = job.end(0)
+        codes, (error,) = job.end(1)
     assert codes == [1]
     assert re.fullmatch(rf'error: process 0 of 2 \(tcp://{HOST}:\d+\) cannot go on without the others; .*\n', error)
 
