@@ -1,4 +1,5 @@
-"""One process of a job of the tests (tests/launch.py): a script with the small nets in the registry, or `checks`.
+"""One process of a job of the tests (tests/launch.py): a script with the small nets in the registry, `checks`, or one
+that is `stuck`, as behind a GPU's operations.
 
     python -m torch.distributed.run --standalone --nproc_per_node=2 tests/job.py classify DIR -a tiny ...
     python -m torch.distributed.run --standalone --nproc_per_node=2 tests/job.py checks FOLDER tiny seg
@@ -9,6 +10,7 @@ With KILL=RANK:UPDATE in the environment a process of that rank ends by SIGKILL 
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -140,7 +142,11 @@ def main(arguments: list[str]) -> None:
     models.segmenters |= {'tiny': TinySegmenter, 'seg': TinySegmenter}
     if 'KILL' in os.environ:
         Learner.update = die
-    if kind == 'checks':
+    if kind == 'stuck':
+        with job(classify.make_parser().parse_args(['', '--device', 'cpu', '--dist-timeout', '4'])):
+            print('Stuck', flush=True)
+            time.sleep(1000)
+    elif kind == 'checks':
         with job(classify.make_parser().parse_args(['', '--device', 'cpu'])):
             checks(Path(arguments[0]), *arguments[1:])
     else:

@@ -90,7 +90,7 @@ class Watchdog:
                         self.beats[number] = count, time.monotonic()
             silent = [n for n, (_, last) in self.beats.items() if time.monotonic() - last > self.timeout / 2]
             if silent and not self.stopped.is_set():
-                _leave(UserError(f'{self.told}: process {named(silent)} was silent for half of --dist-timeout'))
+                _leave(UserError(f'{self.told}; process {named(silent)} was silent for half of --dist-timeout'))
 
 
 LEAVING = threading.Lock()  # never released: who comes second, to tell of the same end, waits for it
