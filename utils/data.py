@@ -57,7 +57,6 @@ class DeviceLoader:
             pin_memory=compute.device.type == 'cuda',
             worker_init_fn=obey_parent_only,
         )
-        self.processes: list[multiprocessing.Process] = []
         self.mean, self.std = (torch.tensor(values, device=compute.device) for values in (MEAN, STD))
         # One for all epochs: no other stream takes over the memory that is kept for this one.
         self.stream = torch.cuda.Stream(compute.device) if compute.device.type == 'cuda' else None
@@ -74,13 +73,14 @@ class DeviceLoader:
 
         That shows in many ways, such as an EOFError over a batch that was being handed over.
         """
+        workers: list[multiprocessing.Process] = []
         try:
             batches = iter(self.loader)
-            self.processes = self.processes or multiprocessing.active_children()  # which forgets one that has ended
+            workers = multiprocessing.active_children()
             yield from batches
         except (RuntimeError, EOFError, ConnectionError) as error:
-            ending = multiprocessing.connection.wait([worker.sentinel for worker in self.processes], timeout=1)
-            dead = [worker for worker in self.processes if worker.sentinel in ending]
+            ending = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)
+            dead = [worker for worker in workers if worker.sentinel in ending]
             if not dead:
                 raise
             dead[0].join()  # else its end could be told once more, later
