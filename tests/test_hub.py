@@ -56,19 +56,24 @@ def shallow(monkeypatch, tmp_path):
     return {name: (tmp_path / name, net.state_dict()) for name, net in nets.items()}
 
 
-@pytest.mark.parametrize('said', [{}, {'task': 'imagenet'}, {'task': 'coco', 'classes': list('abcdef')}])
-def test_checkpoint_gives_weights_and_number_of_classes(shallow, said):
-    """Of a segmenter, and of a classifier for either task."""
-    for name, classes in ('dla60x', 6), ('segmenter_dla60x', 4):
-        path, saved = shallow[name]
-        if said and name == 'dla60x':
-            torch.save({**said, 'arch': name, 'state_dict': saved}, path)
-        for arguments in {}, {'num_classes': classes}:
-            found = load(name, checkpoint=path, **arguments).state_dict()
-            assert found.keys() == saved.keys()
-            assert all(torch.equal(value, saved[key]) for key, value in found.items())
-        with pytest.raises(UserError, match=f'a checkpoint of {classes} classes, not of 7'):
-            load(name, checkpoint=str(path), num_classes=7)
+@pytest.mark.parametrize(
+    'name, classes, said',
+    [
+        ('segmenter_dla60x', 4, {}),
+        ('dla60x', 6, {}),
+        ('dla60x', 6, {'task': 'imagenet', 'arch': 'dla60x'}),
+        ('dla60x', 6, {'task': 'coco', 'arch': 'dla60x', 'classes': list('abcdef')}),
+    ],
+)
+def test_checkpoint_gives_weights_and_number_of_classes(shallow, name, classes, said):
+    path, saved = shallow[name]
+    torch.save({**said, 'state_dict': saved}, path)
+    for arguments in {}, {'num_classes': classes}:
+        found = load(name, checkpoint=path, **arguments).state_dict()
+        assert found.keys() == saved.keys()
+        assert all(torch.equal(value, saved[key]) for key, value in found.items())
+    with pytest.raises(UserError, match=f'a checkpoint of {classes} classes, not of 7'):
+        load(name, checkpoint=str(path), num_classes=7)
 
 
 def test_checkpoint_of_another_net_is_refused(shallow, tmp_path):
