@@ -29,11 +29,12 @@ DLAS = 'dla60x dla60x_elastic'
 
 @pytest.mark.parametrize('world, names', [(2, 'tiny seg'), (3, 'tiny seg'), *slow((2, DLAS), (3, DLAS))])
 def test_gradients_shared_evaluation_and_averages_are_those_of_one_process(world, names, tmp_path, tiny, monkeypatch):
-    """Gradients are sent once per update. The DLAs carry parameters along that nothing trains."""
+    """Gradients are sent once per update, running statistics never. The DLAs carry along what nothing trains."""
     monkeypatch.setitem(models.segmenters, 'seg', TinySegmenter)
     run(world, 'checks', tmp_path, *names.split())
     found = [torch.load(tmp_path / f'{number}.pt') for number in range(world)]
     assert [process['averages'] for process in found] == [[(world - 1) / 2, number] for number in range(world)]
+    assert all(torch.equal(process['means'], job.normalised(number)) for number, process in enumerate(found))
     for name in names.split():
         assert_gradients(job.accumulated(name), [process['gradients'][name] for process in found])
     for key, expected in job.measures(share=False).items():
