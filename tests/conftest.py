@@ -1,5 +1,6 @@
 """Fixtures of the tests of the scripts: a small folder of pictures, small nets, a way to call a script."""
 
+import multiprocessing
 import os
 import signal
 
@@ -154,14 +155,14 @@ def segment(devkit, tiny, tmp_path):
 
 def stop_at(monkeypatch, call, number=signal.SIGTERM):
     """Send this process a signal while the picture counted `call` is loaded, here or in the first worker."""
-    trainer, calls, load = os.getpid(), [0], image_folder.open_image
+    trainer, calls, load = os.getpid(), multiprocessing.Value('i'), image_folder.open_image
 
     def counting(path):
         worker = torch.utils.data.get_worker_info()
-        calls[0] += worker is None or worker.id == 0
-        if calls[0] == call:
+        calls.value += worker is None or worker.id == 0
+        if calls.value == call:
             os.kill(trainer, number)
-            calls[0] += 1
+            calls.value += 1
         return load(path)
 
     for module in image_folder, coco, voc:
