@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import models
 from models.elastic import SplitBottleneck
 from models.resnext import ResNeXt
-from tests.pictures import write_coco, write_voc
+from tests.pictures import write_coco, write_fashion, write_voc
 from utils import coco, image_folder, voc
 from utils.errors import exit_cleanly
 
@@ -105,6 +105,13 @@ def coco_set(tmp_path):
 def devkit(tmp_path):
     """13 + 3 scenes in VOC's layout."""
     return write_voc(tmp_path / 'devkit', train_aug=[(40, 48)] * 13, val=[(30, 40), (50, 33), (30, 40)])
+
+
+@pytest.fixture(scope='session')
+def fashion(tmp_path_factory):
+    """Fashion-MNIST's four files, of 40 white photos each."""
+    white = np.full((40, 28, 28), 255, np.uint8)
+    return write_fashion(tmp_path_factory.mktemp('fashion'), white, white)
 
 
 @pytest.fixture(autouse=True)
