@@ -38,8 +38,6 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
 }
 CLASSIFIERS = [name for name in FAMILIES if name not in ('deeplab', 'dla_up')]
 
-every_net = pytest.mark.parametrize('name', NETS)
-
 
 def in_make_test(*quick: str) -> pytest.MarkDecorator:
     """Parametrises by `name`: these of FAMILIES, and in make test-all the others and the nets of full size as well."""

@@ -1,5 +1,7 @@
 """Cost is counted from outside, and leaves no trace."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -8,33 +10,27 @@ from tests.nets import FAMILIES
 from utils.cost import count_macs, macs_of_modules, trains_on_one
 
 
-class Small(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(3, 8, 3, 2, 1),
-            nn.BatchNorm2d(8),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(8, 8, 3, padding=1, groups=4),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-        )
-        self.fc = nn.Linear(8, 5)
-        self.unused = nn.Conv2d(8, 8, 1)
-
-    def forward(self, x):
-        return self.fc(self.body(x))
+def small_net() -> nn.Module:
+    body = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(8, 8, 3, padding=1, groups=4),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    return nn.Sequential(OrderedDict(body=body, fc=nn.Linear(8, 5)))
 
 
 @pytest.mark.parametrize(('size', 'pixels'), [(16, 8 * 8), ((16, 30), 8 * 15), ((15, 9), 8 * 5)])
 def test_macs_by_hand(size, pixels):
-    assert count_macs(Small(), size) == pixels * (3 * 8 * 9 + 2 * 8 * 9) + 8 * 5
+    assert count_macs(small_net(), size) == pixels * (3 * 8 * 9 + 2 * 8 * 9) + 8 * 5
 
 
 def test_macs_of_modules_by_hand():
     conv, grouped, fc = 64 * 3 * 8 * 9, 64 * 2 * 8 * 9, 8 * 5
     whole = {'': conv + grouped + fc, 'body': conv + grouped}
-    assert macs_of_modules(Small(), 16) == whole | {'body.0': conv, 'body.3': grouped, 'fc': fc}
+    assert macs_of_modules(small_net(), 16) == whole | {'body.0': conv, 'body.3': grouped, 'fc': fc}
     assert macs_of_modules(nn.ReLU()) == {'': 0}
 
 

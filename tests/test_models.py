@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import models
 from tests import reference
-from tests.nets import CLASSIFIERS, FAMILIES, NETS, every_net, filled, in_make_test, noise, on_meta, recomputing
+from tests.nets import CLASSIFIERS, FAMILIES, NETS, filled, in_make_test, noise, on_meta, recomputing
 from utils.cost import count_macs, count_parameters
 
 # name: (parameters, GMACs at 224); DLA without the projections that nothing uses
@@ -26,6 +26,7 @@ COST = {
     'densenet201': (20_013_928, 4.291),
     'densenet201_elastic': (19_482_824, 4.266),
 }
+every_net = pytest.mark.parametrize('name', NETS)
 
 
 def names_and_shapes(net: nn.Module) -> list:
