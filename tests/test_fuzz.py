@@ -18,10 +18,9 @@ import torch
 from PIL import Image
 
 from tests.conftest import TinyNet, stop_at
-from tests.pictures import write_json
+from tests.pictures import annotations, write_json
 from tests.runs import LAST
 from tests.test_checkpoint import Hostile, released, trained
-from tests.test_multilabel_classify import annotations
 from utils import checkpoint, reporting
 from utils.coco import read_table
 from utils.errors import UserError, exit_cleanly

@@ -14,9 +14,8 @@ from torchvision.transforms import functional as T
 import models
 from data.palette import voc_palette
 from tests.conftest import Script, TinyNet, TinySegmenter
-from tests.pictures import scene
+from tests.pictures import Oracle, scene
 from tests.test_export import assert_equals_eager, lively
-from tests.test_segment import Oracle
 from tools import predict as script
 from utils import checkpoint
 from utils.class_names import default_names, readable_names
