@@ -1,8 +1,15 @@
 """Fixtures of the tests of the scripts: a small folder of pictures, small nets, a way to call a script."""
 
+import io
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,6 +24,7 @@ from models.resnext import ResNeXt
 from tests.pictures import write_coco, write_fashion, write_voc
 from utils import coco, image_folder, voc
 from utils.errors import exit_cleanly
+from utils.reporting import Log
 
 
 class TinyNet(nn.Module):
@@ -57,11 +65,15 @@ class TinySegmenter(nn.Module):
         return F.interpolate(self.score(features), x.shape[-2:], mode='bilinear')
 
 
+def register(patch):
+    """Put TinyNet and TinySegmenter into the registries as `tiny`."""
+    patch.setitem(models.classifiers, 'tiny', TinyNet)
+    patch.setitem(models.segmenters, 'tiny', TinySegmenter)
+
+
 @pytest.fixture
 def tiny(monkeypatch):
-    """TinyNet and TinySegmenter under the name `tiny` in the registries."""
-    monkeypatch.setitem(models.classifiers, 'tiny', TinyNet)
-    monkeypatch.setitem(models.segmenters, 'tiny', TinySegmenter)
+    register(monkeypatch)
     return 'tiny'
 
 
@@ -101,10 +113,14 @@ def coco_set(tmp_path):
     return write_coco(tmp_path / 'coco', train=24, val=9)
 
 
+def write_devkit(folder):
+    """13 + 3 scenes in VOC's layout."""
+    return write_voc(folder, train_aug=[(40, 48)] * 13, val=[(30, 40), (50, 33), (30, 40)])
+
+
 @pytest.fixture
 def devkit(tmp_path):
-    """13 + 3 scenes in VOC's layout."""
-    return write_voc(tmp_path / 'devkit', train_aug=[(40, 48)] * 13, val=[(30, 40), (50, 33), (30, 40)])
+    return write_devkit(tmp_path / 'devkit')
 
 
 @pytest.fixture(scope='session')
@@ -143,21 +159,66 @@ class Script:
         return lines[0]
 
 
+SETS = {'classify': write_folder, 'multilabel_classify': partial(write_coco, train=24, val=9), 'segment': write_devkit}
+
+
+def small_script(name, data):
+    """The script of this name with its small net on such a set: two epochs of batches of 2 x 4, segment.py's of 4."""
+    if name == 'segment':
+        small = '-a tiny --batch_size 4 --crop_size 33 --epochs 2 --base_lr 0.05 --workers 0 -p 2 --device cpu'
+        return Script(import_module(name), '--exp=mine', f'--data {data} {small}')
+    small = '-a tiny -b 8 -g 2 --epochs 2 --lr 0.05 --image-size 32 -j 0 -p 3 --device cpu'
+    return Script(import_module(name), data, small)
+
+
 @pytest.fixture
 def classify(folder, tiny):
-    """classify.py on the folder with TinyNet: batches of 2 x 4, two epochs."""
-    import classify
+    return small_script('classify', folder)
 
-    return Script(classify, folder, '-a tiny -b 8 -g 2 --epochs 2 --lr 0.05 --image-size 32 -j 0 -p 3 --device cpu')
+
+@pytest.fixture
+def multilabel(coco, tiny):
+    return small_script('multilabel_classify', coco)
 
 
 @pytest.fixture
 def segment(devkit, tiny, tmp_path):
-    """segment.py with TinySegmenter: crops of 33 pixels, batches of 4, two epochs, into tmp_path/run."""
-    import segment
+    """segment.py, which writes into tmp_path/run."""
+    script = small_script('segment', devkit)
+    script.shared += ['--output', str(tmp_path / 'run')]
+    return script
 
-    arguments = '-a tiny --batch_size 4 --crop_size 33 --epochs 2 --base_lr 0.05 --workers 0 -p 2 --device cpu'
-    return Script(segment, '--exp=mine', f'--data {devkit} --output {tmp_path}/run {arguments}')
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Curves are not drawn, which takes longer than to train small nets."""
+    monkeypatch.setattr(Log, 'draw', lambda log: None)
+
+
+class Undisturbed(NamedTuple):
+    """A run of two epochs that nothing stopped, without curves: to be read, not to be written to."""
+
+    train: Callable[..., None]  # the script, for other runs on the same set
+    folder: Path
+    lines: list[str]  # that it printed
+
+
+@pytest.fixture(scope='session')
+def undisturbed(tmp_path_factory):
+    """The run of the script of a name, trained once."""
+
+    @cache
+    def run(name: str) -> Undisturbed:
+        folder, printed = tmp_path_factory.mktemp(name), io.StringIO()
+        script = small_script(name, SETS[name](folder / 'set'))
+        script.shared += ['--train'] * (name == 'segment')
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+            register(patch)
+            patch.setattr(Log, 'draw', lambda log: None)
+            script('--output', folder / 'run')
+        return Undisturbed(script, folder / 'run', printed.getvalue().splitlines())
+
+    return run
 
 
 def stop_at(monkeypatch, call, number=signal.SIGTERM):

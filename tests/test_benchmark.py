@@ -1,74 +1,43 @@
-"""The benchmark of nets: its table and file, from a small net; times themselves are not looked at."""
+"""The benchmark of nets, of loaders and of the start: tables and files; times themselves are not looked at."""
 
 import json
+import multiprocessing
 import os
-import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
 
+import matplotlib
 import pytest
 import torch
 
+from data.drawn_photos import draw_pictures, link_pictures
 from tests.conftest import Script, TinyNet, TinySegmenter
-from tools import benchmark
-from utils import net_speed
+from tools import benchmark, first_batch
+from utils import input_speed, net_speed, startup_speed
 from utils.apart import Apart
 from utils.cost import count_macs
 from utils.errors import UserError
 from utils.net_speed import Way, Work
 
 MIB = 2**20
+CPU = torch.device('cpu')
 
 
-class Heavy(TinyNet):
-    """A TinyNet that holds 200 MiB of weights."""
-
-    def __init__(self, num_classes: int = 1000):
-        super().__init__(num_classes)
-        self.ballast = torch.nn.Parameter(torch.ones(50 * MIB))
+def rows_of(path):
+    return json.loads(path.read_text())['rows']
 
 
-class Here:
+# Nets
+
+
+@contextmanager
+def here(name, make_step, device, *args):
     """Apart, in this process."""
-
-    def __init__(self, name, make_step, device, *args):
-        self.step = make_step(*args)
-
-    def __call__(self):
-        self.step()
-
-    def peak(self):
-        return 3 * MIB
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-
-def two_steps_peak(way, work):
-    with Apart('net', net_speed.step_of, torch.device('cpu'), way, work) as step:
-        step()
-        step()
-        return step.peak()
-
-
-def ending():
-    raise SystemExit(3)
-
-
-def killed():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def unmade():
-    raise ValueError('no such size')
-
-
-def failing():
-    def step():
-        raise MemoryError
-
-    return step
+    step = make_step(*args)
+    step.peak = lambda: 3 * MIB
+    yield step
 
 
 @pytest.fixture
@@ -76,26 +45,21 @@ def bench(monkeypatch):
     for name, build in ('tiny', TinyNet), ('tiny/segmenter', TinySegmenter):
         monkeypatch.setitem(benchmark.NETS, name, build)
     monkeypatch.setitem(benchmark.RIVALS, 'rival', TinyNet)
-    monkeypatch.setattr(net_speed, 'Apart', Here)
+    monkeypatch.setattr(net_speed, 'Apart', here)
     monkeypatch.setattr(net_speed, 'MATRIX_SIDE', 64)  # 2048 in bf16 take minutes on a processor that has no bf16
     nets = 'tiny tiny/segmenter --rivals rival'
     return Script(benchmark, '--nets', f'{nets} -b 2 --image-size 32 --rounds 3 --device cpu')
 
 
-def rows_of(file):
-    return {row['name']: row for row in json.loads(file.read_text())['rows']}
-
-
 @pytest.mark.parametrize('train', [[], ['--train']])
 def test_every_way_has_a_row_and_a_share_of_the_matrix_product(bench, tmp_path, capsys, train):
     bench('--json', tmp_path / 'speed.json', *train)
-    rows = rows_of(tmp_path / 'speed.json')
-    ways = ['reference', 'off', 'bf16']
-    ours = [f'{net}, {way}' for net in ('tiny', 'tiny/segmenter') for way in ways]
-    rivals = [f"torchvision's rival, {way}" for way in ways[1:]]
+    rows = {row['name']: row for row in rows_of(tmp_path / 'speed.json')}
+    ours = [f'{net}, {way}' for net in ('tiny', 'tiny/segmenter') for way in ('reference', 'off', 'bf16')]
+    rivals = [f"torchvision's rival, {way}" for way in ('off', 'bf16')]
     assert list(rows) == [*ours, *rivals, 'matrix product, off', 'matrix product, bf16']
-    assert rows['tiny, bf16']['times_reference'] == pytest.approx(
-        rows['tiny, bf16']['median'] / rows['tiny, reference']['median'])  # fmt: skip
+    compared = rows['tiny, bf16']['median'] / rows['tiny, reference']['median']
+    assert rows['tiny, bf16']['times_reference'] == pytest.approx(compared)
     assert rows['tiny, reference']['times_reference'] == 1
     for name in ours + rivals:
         row, amp = rows[name], 'bf16' if name.endswith('bf16') else 'off'
@@ -107,22 +71,18 @@ def test_every_way_has_a_row_and_a_share_of_the_matrix_product(bench, tmp_path, 
     assert {line.count('|') for line in lines} == {7}
 
 
-def test_compiled_ways_are_those_of_both_sides_but_not_the_references():
-    ways = net_speed.ways_of(['resnext50'], ['densenet201'], ['off'], ['channels-last'], compiled=True)
-    assert list(map(str, ways)) == [
-        'resnext50, reference', 'resnext50, off', 'resnext50, off, compiled',
-        "torchvision's densenet201, off", "torchvision's densenet201, off, compiled"]  # fmt: skip
-    assert [way.compute('cpu').compile for way in ways] == [False, False, True, False, True]
-    assert ways[0].compute('cpu').layout is torch.contiguous_format
-
-
-def test_layouts_are_ways_of_both_sides():
-    ways = net_speed.ways_of(['resnext50'], ['densenet201'], ['bf16'], ['channels-last', 'contiguous'], compiled=False)
-    assert list(map(str, ways)) == [
-        'resnext50, reference', 'resnext50, bf16', 'resnext50, bf16, contiguous',
-        "torchvision's densenet201, bf16", "torchvision's densenet201, bf16, contiguous"]  # fmt: skip
-    layouts = [way.compute('cpu').layout for way in ways]
-    assert layouts == [torch.contiguous_format, *2 * [torch.channels_last, torch.contiguous_format]]
+@pytest.mark.parametrize(
+    'layouts, compiled, other',
+    [(['channels-last'], True, 'compiled'), (['channels-last', 'contiguous'], False, 'contiguous')],
+)
+def test_ways_are_those_of_both_sides_but_the_references(layouts, compiled, other):
+    ways = net_speed.ways_of(['resnext50'], ['densenet201'], ['bf16'], layouts, compiled)
+    ours, theirs = 'resnext50, bf16', "torchvision's densenet201, bf16"
+    assert list(map(str, ways)) == ['resnext50, reference', ours, f'{ours}, {other}', theirs, f'{theirs}, {other}']
+    computes = [way.compute('cpu') for way in ways]
+    assert [compute.compile for compute in computes] == [False, False, compiled, False, compiled]
+    is_last = [compute.layout is torch.channels_last for compute in computes]
+    assert is_last == [False, True, compiled, True, compiled]
 
 
 def test_work_is_two_operations_per_multiply_accumulate_and_thrice_that_in_training():
@@ -131,29 +91,110 @@ def test_work_is_two_operations_per_multiply_accumulate_and_thrice_that_in_train
     assert Work('cpu', True, 5, 32).operations(TinyNet) == 30 * macs
 
 
+class Heavy(TinyNet):
+    """A TinyNet that holds 400 MiB of weights."""
+
+    def __init__(self, num_classes: int = 1000):
+        super().__init__(num_classes)
+        self.ballast = torch.nn.Parameter(torch.ones(100 * MIB))
+
+
 def test_peak_memory_is_that_of_one_way_alone():
+    ballast = torch.ones(150 * MIB)  # 600 MiB of this process: the way is not charged with it
     work = Work('cpu', train=True, batch_size=2, image_size=32)
-    ballast = torch.ones(400 * MIB // 4)  # of this process: no way is charged with it
-    light, heavy = (two_steps_peak(Way('net', build), work) for build in (TinyNet, Heavy))
-    assert ballast.numel() and 200 * MIB <= heavy - light < 250 * MIB
+    with Apart('net', net_speed.step_of, CPU, Way('net', Heavy), work) as step:
+        step()
+        step()
+        assert 400 * MIB <= step.peak() < ballast.nbytes
 
 
 @pytest.mark.parametrize(
     'make_step, told',
     [
-        (ending, 'net: its process ended with exit code 3'),
-        (killed, 'net: its process ended with exit code -9 (killed, perhaps for want of memory)'),
-        (unmade, 'net: no such size'),
-        (failing, 'net: MemoryError'),
+        (lambda: sys.exit(3), 'its process ended with exit code 3'),
+        (lambda: os.kill(os.getpid(), 9), 'its process ended with exit code -9 (killed, perhaps for want of memory)'),
+        (lambda: int('no'), "invalid literal for int() with base 10: 'no'"),
+        (lambda: lambda: bytearray(2**62), 'MemoryError'),
     ],
 )
-def test_a_step_that_fails_is_told_of_in_one_line(make_step, told, capfd):
-    with pytest.raises(UserError) as error, Apart('net', make_step, torch.device('cpu')) as step:
+def test_a_step_that_fails_is_told_of_in_one_line(make_step, told, capfd, monkeypatch):
+    context = multiprocessing.get_context('fork')  # needs no import of torch
+    monkeypatch.setattr(multiprocessing, 'get_context', lambda way: context)
+    with pytest.raises(UserError) as error, Apart('net', make_step, CPU) as step:
         step()
-    assert str(error.value) == told
+    assert str(error.value) == f'net: {told}'
     assert capfd.readouterr().err == ''
 
 
 def test_a_file_that_cannot_be_written_is_an_error_before_the_work(bench, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(net_speed, 'measure', None)
     assert f'cannot write {tmp_path}' in bench.error(capsys, '--json', tmp_path)
+
+
+# Loaders and the start
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch):
+    """The tool, with all that is temporary in tmp_path/scratch."""
+    (tmp_path / 'scratch').mkdir()
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path / 'scratch'))
+    yield Script(benchmark, '--rounds', f'2 --pictures 3 --json {tmp_path / "speed.json"}')
+    assert not list((tmp_path / 'scratch').iterdir())
+
+
+def test_loaders_are_measured_by_workers(measure, tmp_path, capsys):
+    measure('--input', '--images', 16, '--workers', 0, 1)
+    rows = rows_of(tmp_path / 'speed.json')
+    assert [row['workers'] for row in rows] == 3 * [0] + 3 * [1]
+    for row, first in zip(rows, 3 * [rows[0]] + 3 * [rows[3]], strict=True):
+        assert 1 < row['lowest'] <= row['median'] <= row['highest']
+        assert row['times_torchvision'] == pytest.approx(row['median'] / first['median'])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(' | ')[:2] for line in lines[2:]] == [[f'| {row["workers"]}', row['loader']] for row in rows]
+
+
+def test_epoch_holds_all_images(tmp_path):
+    link_pictures(draw_pictures(tmp_path, 2), tmp_path / 'train', 8, 5)
+    assert [run() for run in input_speed.loaders(tmp_path / 'train', 0).values()] == [40, 40, 40]
+
+
+def test_startup_of_a_set_that_is_made(measure, tmp_path, capsys, monkeypatch):
+    launched = []
+
+    def launch(folder, environment):
+        launched.append((len(os.listdir(f'{folder}/train/n00000002')), folder == environment['XDG_CACHE_HOME']))
+        return dict.fromkeys([*startup_speed.STAGES, 'total'], float(len(launched)))
+
+    monkeypatch.setattr(startup_speed, 'PICTURES', 2)
+    monkeypatch.setattr(benchmark, 'launch', launch)
+    measure('--startup', '--classes', 3, '--per-class', 7)
+    first, _, _, *rows, median = capsys.readouterr().out.splitlines()
+    assert first == '21 training images in 3 classes'
+    assert [row[:16] for row in rows] == ['| first | 1.00 |', '| again | 2.00 |', '| again | 3.00 |']
+    assert median == 'launched again: 2.50 s (2.00 to 3.00)'
+    assert launched == 3 * [(7, True)]
+    assert [row['total'] for row in rows_of(tmp_path / 'speed.json')] == [1, 2, 3]
+
+
+def test_launch_tells_the_time_of_each_stage(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('MPLCONFIGDIR', matplotlib.get_cachedir())
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    times = startup_speed.launch(folder, os.environ)
+    stages = [times[stage] for stage in startup_speed.STAGES]
+    assert times['total'] == pytest.approx(sum(stages))
+    assert min(stages) > 0
+
+
+def test_first_batch_is_told_in_the_order_of_its_stages(folder, capsys):
+    Script(first_batch, folder)()
+    moments = json.loads(capsys.readouterr().out)
+    assert len(moments) == len(startup_speed.STAGES) and moments == sorted(moments)
+
+
+def test_what_a_launch_complains_of_is_one_line(tmp_path, capsys, monkeypatch):
+    complaint = Script(first_batch, tmp_path / 'nowhere').error(capsys)
+    ended = subprocess.CompletedProcess([], 1, stdout='', stderr=f'{complaint}\n')
+    monkeypatch.setattr(subprocess, 'run', lambda *_, **__: ended)
+    with pytest.raises(UserError, match='^no folder .*nowhere/train$'):
+        startup_speed.launch(tmp_path / 'nowhere', os.environ)
