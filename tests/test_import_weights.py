@@ -95,7 +95,7 @@ def loaded(found: checkpoint.Checkpoint, arch: str) -> nn.Module:
 
 
 def assert_same_outputs(net: nn.Module, other: nn.Module) -> None:
-    """In float64, so that a wrong tensor cannot hide in rounding, and with odd maps, which the libraries' DLA refuse."""
+    """In float64, in which no wrong tensor hides in rounding, and with odd maps, which the libraries' DLA refuse."""
     images = nets.noise(2, 3, 64, 64 if isinstance(net, DLA) else 75, dtype=torch.float64)
     with torch.inference_mode():
         outputs, expected = net.double()(images), other.double()(images)
