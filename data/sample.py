@@ -112,7 +112,13 @@ def pool_map(workers: int) -> Iterator:
     if workers == 1:
         yield map
         return
-    with multiprocessing.Pool(workers, initializer=_obey_parent) as pool:
+    # A worker told to end before it obeys would not end, and would be waited for: until then the signal waits.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        pool = multiprocessing.Pool(workers, initializer=_obey_parent)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with pool:
         yield partial(pool.imap, chunksize=8)
 
 
@@ -120,6 +126,7 @@ def _obey_parent() -> None:
     """A worker's signals: Ctrl-C is its parent's to obey, whose SIGTERM ends it; the parent may only note its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ import re
 import runpy
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -80,10 +81,21 @@ def is_default(number):
     return signal.getsignal(number) is signal.SIG_DFL
 
 
-def test_workers_end_when_told_though_their_parent_only_notes_signals():
-    """A pool ends its workers by SIGTERM, and waits for them."""
+def late():
+    time.sleep(0.5)
+    OBEY_PARENT()
+
+
+OBEY_PARENT = sample._obey_parent
+
+
+def test_workers_end_when_told_though_their_parent_only_notes_signals(monkeypatch):
+    """A pool ends its workers by SIGTERM, even those that have just begun, and waits for them."""
     with StopRequest(), sample.pool_map(2) as map_:
         assert list(map_(is_default, [signal.SIGTERM])) == [True]
+    monkeypatch.setattr(sample, '_obey_parent', late)
+    with StopRequest(), sample.pool_map(2):
+        pass
 
 
 def test_seeds_and_parts_share_no_scene_and_longer_sets_begin_with_shorter_ones(made, tmp_path):
