@@ -40,11 +40,13 @@ benchmark: .venv/installed
 	$(RUN) -m tools.benchmark --rounds 3 --train
 	$(RUN) -m tools.benchmark --rounds 3 --input
 
+# Every promise once, on all cores.
 test: .venv/installed-dev lint
-	$(RUN) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal -m "not slow"
 
+# With every size, layout, export and number of processes.
 test-all: .venv/installed-dev lint
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal
 
 lint: .venv/installed-dev
 	$(RUN) -m ruff check .

@@ -24,6 +24,7 @@ from utils.arguments import (
     add_run_arguments,
     positive,
 )
+from utils.compute import on_gpu
 from utils.errors import exit_cleanly
 from utils.image_folder import central_crop, open_folder, open_train_and_val
 from utils.metrics import TopErrors
@@ -61,7 +62,9 @@ def make_task(args: Namespace) -> Task:
         files=Files(f'{args.arch}_checkpoint.pth.tar', Best('model_best.pth.tar', metric='err1', key='best_err1')),
         classes=val_set.classes,
         model=model,
-        optimizer=SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay),
+        optimizer=SGD(
+            model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=on_gpu(args.device)
+        ),
         loss=cross_entropy,
         learning_rate=lambda epoch: step_decay(args.lr, epoch, args.decay_epochs),
         train_set=train_set,

@@ -26,6 +26,7 @@ from utils.arguments import (
     natural,
 )
 from utils.coco import open_part, squashed
+from utils.compute import on_gpu
 from utils.errors import UserError, exit_cleanly, named
 from utils.image_folder import RandomCrop
 from utils.multilabel import MultiLabelCounts, MultiLabelScores, multilabel_loss
@@ -68,7 +69,9 @@ def make_task(args: Namespace) -> Task:
         files=Files(f'coco_{args.arch}_checkpoint.pth.tar'),
         classes=classes,
         model=model,
-        optimizer=SGD(model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay),
+        optimizer=SGD(
+            model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=on_gpu(args.device)
+        ),
         loss=multilabel_loss,
         learning_rate=lambda epoch: milestones(args.lr, epoch, args.decay_epochs),
         train_set=train_set,

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD
 
 import models
 from models.deeplab import DeepLab
@@ -33,6 +34,7 @@ from utils.arguments import (
     positive,
     scales,
 )
+from utils.compute import on_gpu
 from utils.errors import exit_cleanly
 from utils.joint_transforms import CentredScene, RandomScene
 from utils.multiscale import MultiScale
@@ -131,7 +133,7 @@ def make_task(args: Namespace, model: nn.Module, loss: Callable[[Tensor, Target]
         files=checkpoints(args),
         classes=CLASSES,
         model=model,
-        optimizer=torch.optim.SGD(parameter_groups(model, args.last_mult), args.base_lr, 0.9),
+        optimizer=SGD(parameter_groups(model, args.last_mult), args.base_lr, 0.9, fused=on_gpu(args.device)),
         loss=loss,
         learning_rate=lambda epoch: poly(args.base_lr, epoch, args.epochs),
         train_metrics=RunningLoss,

@@ -38,7 +38,7 @@ class ASPP(nn.Module):
         """N x in_planes x h x w -> N x num_classes x h x w."""
         branches = [self._branch(place, x) for place in range(1, 5)]
         pooled = self._branch(5, F.adaptive_avg_pool2d(x, 1))
-        branches.append(F.interpolate(pooled, x.shape[-2:], mode='bilinear', align_corners=True))
+        branches.append(pooled.expand(-1, -1, *x.shape[-2:]))  # a single pixel, resized
         return self.conv3(F.relu(self.bn2(self.conv2(torch.cat(branches, 1))), inplace=True))
 
     def _branch(self, place: int, x: Tensor) -> Tensor:
@@ -90,7 +90,11 @@ class DeepLab(Trunk):
 
     def forward(self, x: Tensor) -> Tensor:
         """N x 3 x H x W -> logits N x num_classes x H x W."""
-        return F.interpolate(self.aspp(self.features(x)), x.shape[-2:], mode='bilinear', align_corners=True)
+        # In float32 at least: each gradient of the resizing sums up to 961 terms, which CUDA adds in the tensor's own
+        # type. In bfloat16 a fifth of such a sum is lost.
+        scores = self.aspp(self.features(x))
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return F.interpolate(scores, x.shape[-2:], mode='bilinear', align_corners=True)
 
 
 def resnext50(num_classes: int = 21, checkpoint_activations: bool = False) -> DeepLab:

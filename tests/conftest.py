@@ -1,6 +1,7 @@
 """Fixtures of the tests of the scripts: a small folder of pictures, small nets, a way to call a script."""
 
 import io
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 import models
 from models.elastic import SplitBottleneck
 from models.resnext import ResNeXt
-from tests.pictures import write_coco, write_voc
+from tests.pictures import write_coco, write_fashion, write_voc
 from utils import coco, image_folder, voc
 from utils.errors import exit_cleanly
 from utils.reporting import Log
@@ -122,6 +123,13 @@ def devkit(tmp_path):
     return write_devkit(tmp_path / 'devkit')
 
 
+@pytest.fixture(scope='session')
+def fashion(tmp_path_factory):
+    """Fashion-MNIST's four files, of 40 white photos each."""
+    white = np.full((40, 28, 28), 255, np.uint8)
+    return write_fashion(tmp_path_factory.mktemp('fashion'), white, white)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Small nets are quicker on one thread, and tests that run side by side do not disturb each other."""
@@ -215,14 +223,14 @@ def undisturbed(tmp_path_factory):
 
 def stop_at(monkeypatch, call, number=signal.SIGTERM):
     """Send this process a signal while the picture counted `call` is loaded, here or in the first worker."""
-    trainer, calls, load = os.getpid(), [0], image_folder.open_image
+    trainer, calls, load = os.getpid(), multiprocessing.Value('i'), image_folder.open_image
 
     def counting(path):
         worker = torch.utils.data.get_worker_info()
-        calls[0] += worker is None or worker.id == 0
-        if calls[0] == call:
+        calls.value += worker is None or worker.id == 0
+        if calls.value == call:
             os.kill(trainer, number)
-            calls[0] += 1
+            calls.value += 1
         return load(path)
 
     for module in image_folder, coco, voc:

@@ -1,4 +1,5 @@
-"""One process of a job of the tests (tests/launch.py): a script with the small nets in the registry, or `checks`.
+"""One process of a job of the tests (tests/launch.py): a script with the small nets in the registry, `checks`, or one
+that is `stuck`, as behind a GPU's operations.
 
     python -m torch.distributed.run --standalone --nproc_per_node=2 tests/job.py classify DIR -a tiny ...
     python -m torch.distributed.run --standalone --nproc_per_node=2 tests/job.py checks FOLDER tiny seg
@@ -9,6 +10,7 @@ With KILL=RANK:UPDATE in the environment a process of that rank ends by SIGKILL 
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ from tests.conftest import TinyNet, TinySegmenter
 from utils.batches import EvalBatches
 from utils.compute import Compute
 from utils.data import DeviceLoader
-from utils.distributed import job, rank, world_size
+from utils.distributed import average_over_processes, job, rank, world_size
 from utils.errors import exit_cleanly
 from utils.interrupt import StopRequest
 from utils.learner import Learner
@@ -111,10 +113,24 @@ def accumulated(name: str, shares: int = 1, share: int = 0) -> dict[str, torch.T
     return found
 
 
+def normalised(number: int) -> torch.Tensor:
+    """Running means after passes of images of the process of this number."""
+    torch.manual_seed(0)
+    net = TinyNet(7)
+    runner = CPU.runner(net, train=True)
+    torch.manual_seed(number)
+    for _ in range(3):
+        runner(torch.randn(2, 3, 32, 32)).sum().backward()
+    return net.bn3.running_mean
+
+
 def checks(folder: Path, *names: str) -> None:
-    """Write the gradients of these nets that this process has, and what it measures together with the others."""
+    """Write the gradients of these nets that this process has, what it measures with the others, means and averages."""
     gradients = {name: accumulated(name, world_size(), rank()) for name in names}
-    torch.save({'gradients': gradients, 'measures': measures(share=True)}, folder / f'{rank()}.pt')
+    values = [torch.tensor([float(rank())]), torch.tensor(rank())]  # a mean, a count
+    average_over_processes(values)
+    found = {'averages': [value.item() for value in values], 'means': normalised(rank())}
+    torch.save(found | {'gradients': gradients, 'measures': measures(share=True)}, folder / f'{rank()}.pt')
 
 
 def die(learner: Learner, *arguments) -> None:
@@ -136,7 +152,11 @@ def main(arguments: list[str]) -> None:
     models.segmenters |= {'tiny': TinySegmenter, 'seg': TinySegmenter}
     if 'KILL' in os.environ:
         Learner.update = die
-    if kind == 'checks':
+    if kind == 'stuck':
+        with job(classify.make_parser().parse_args(['', '--device', 'cpu', '--dist-timeout', '4'])):
+            print('Stuck', flush=True)
+            time.sleep(1000)
+    elif kind == 'checks':
         with job(classify.make_parser().parse_args(['', '--device', 'cpu'])):
             checks(Path(arguments[0]), *arguments[1:])
     else:

@@ -26,12 +26,14 @@ ENVIRONMENT = {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
 
 
 class Job:
-    """Forked processes of arguments and environments of their own; at the end of its context none is left."""
+    """Forked processes, each of arguments and an environment of its own; at the end of its context none is left."""
 
     def __init__(self, *members, store=None):
         self.store, self._folder, self._processes = store, TemporaryDirectory(), []
         for number, member in enumerate(members):
             files = [Path(self._folder.name, f'{number}.{kind}') for kind in ('out', 'errors')]
+            for path in files:
+                path.touch()
             self._processes.append(server().Process(target=_enter, args=(*member, *files)))
             self._processes[-1].start()
 
@@ -44,31 +46,27 @@ class Job:
             process.join()
         self._folder.cleanup()
 
-    def out(self, number):
+    def out(self, number, kind='out'):
         """What process `number` has printed so far."""
-        return self._read(f'{number}.out')
+        return Path(self._folder.name, f'{number}.{kind}').read_text()
 
     def wait_for(self, beginning):
         """Return once the first process has printed a line that begins so."""
         limit = time.monotonic() + LIMIT
         while f'\n{beginning}' not in f'\n{self.out(0)}':
-            assert self._processes[0].is_alive() and time.monotonic() < limit, self._read('0.errors')
+            assert self._processes[0].is_alive() and time.monotonic() < limit, self.out(0, 'errors')
             time.sleep(0.01)
 
     def send(self, number, signal):
         """Send process `number` a signal."""
         os.kill(self._processes[number].pid, signal)
 
-    def end(self, *numbers):
-        """Exit statuses, negative those of signals, of these processes or all, and what each wrote to stderr."""
-        numbers = numbers or range(len(self._processes))
-        for number in numbers:
-            self._processes[number].join(LIMIT)
-        return [self._processes[number].exitcode for number in numbers], [self._read(f'{n}.errors') for n in numbers]
-
-    def _read(self, name):
-        path = Path(self._folder.name, name)
-        return path.read_text() if path.exists() else ''
+    def end(self, count=None):
+        """Exit statuses, negative those of signals, of the first so many or all, and what they wrote to stderr."""
+        ended = self._processes[:count]
+        for process in ended:
+            process.join(LIMIT)
+        return [process.exitcode for process in ended], [self.out(number, 'errors') for number in range(len(ended))]
 
 
 def launch(world, *arguments, store=None, restart=0, **environment):

@@ -1,6 +1,8 @@
-"""Small sets of pictures in the layouts of COCO and VOC, and a segmenter that knows the truth of VOC's."""
+"""Small sets of pictures in the layouts of COCO, VOC and Fashion-MNIST, and a segmenter that knows VOC's truth."""
 
+import gzip
 import json
+import struct
 
 import numpy as np
 from PIL import Image
@@ -92,4 +94,19 @@ def write_coco(folder, **parts):
         for image in images:
             pixels = (random.rand(40, 48, 3) * 255).astype('uint8')
             Image.fromarray(pixels).save(folder / f'{part}2014' / image['file_name'])
+    return folder
+
+
+def write_idx(path, values):
+    """A gzipped idx file of bytes, as the format's description says."""
+    header = struct.pack(f'>BBBB{values.ndim}I', 0, 0, 8, values.ndim, *values.shape)
+    path.write_bytes(gzip.compress(header + values.tobytes()))
+
+
+def write_fashion(folder, train, t10k):
+    """FOLDER with the four files of Fashion-MNIST: these photos, N x 28 x 28, and labels 0 to 9 over and over."""
+    folder.mkdir(exist_ok=True)
+    for name, photos in ('train', train), ('t10k', t10k):
+        write_idx(folder / f'{name}-images-idx3-ubyte.gz', photos)
+        write_idx(folder / f'{name}-labels-idx1-ubyte.gz', np.arange(len(photos), dtype=np.uint8) % 10)
     return folder

@@ -7,12 +7,15 @@ float64 from weights and inputs rounded to float32; state_dicts.json.gz holds [n
 import gzip
 import json
 import zlib
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from models.fused import fused
 
 GOLDEN = Path(__file__).parent / 'golden'
 TOLERANCE = 1e-6  # of float64, as recorded: nine digits, other orders of summation
@@ -26,7 +29,12 @@ def load(name: str) -> dict:
 
 
 def weight(name: str, shape: list[int]) -> Tensor:
-    """The float32 tensor that the recording used under this state-dict name."""
+    """The float32 tensor that the recording used under this state-dict name: drawn once, to be copied, not changed."""
+    return _drawn(name, tuple(shape))
+
+
+@cache
+def _drawn(name: str, shape: tuple[int, ...]) -> Tensor:
     rs = np.random.RandomState(zlib.crc32(name.encode()))
     if name.endswith('running_var'):
         values = rs.uniform(0.5, 1.5, shape)
@@ -42,10 +50,12 @@ def weight(name: str, shape: list[int]) -> Tensor:
 
 
 def load_weights(net: nn.Module) -> nn.Module:
-    """Gives the net the recorded weights, in its own precision."""
+    """Gives the net, which may be without memory, the recorded weights in its own precision; no batch is counted."""
+    if any(parameter.is_meta for parameter in net.parameters()):
+        net.to_empty(device='cpu')
     net.load_state_dict(
         {
-            name: tensor if name.endswith('num_batches_tracked') else weight(name, list(tensor.shape))
+            name: torch.tensor(0) if name.endswith('num_batches_tracked') else weight(name, list(tensor.shape))
             for name, tensor in net.state_dict().items()
         }
     )
@@ -78,3 +88,32 @@ def assert_norms(tensors: dict[str, Tensor], recorded: dict[str, float], floor: 
         if not abs(tensor.norm().item() - recorded[name]) <= TOLERANCE * max(recorded[name], smallest)
     }
     assert not wrong
+
+
+def assert_evaluates(net: nn.Module, case: str) -> None:
+    """Outputs at the sizes recorded, and at the first one those of the fused copy."""
+    net.eval()
+    recordings = [load(name)[case] for name in ('golden', 'golden_sizes') if case in load(name)]
+    with torch.inference_mode():
+        for recorded in recordings:
+            assert_output(net(images(**recorded['input'])), recorded['eval'])
+        recorded = recordings[0]
+        assert_output(fused(net)(images(**recorded['input'])), recorded['eval'])
+
+
+def assert_trains(net: nn.Module, case: str, loss_of: Callable[[Tensor, int], Tensor]) -> None:
+    """One training step: output, loss of output and seed, gradients, running statistics and their single update."""
+    recorded, x = load('golden')[case]['train'], load('golden')[case]['input']
+    output = net.train()(images(**x))
+    assert_output(output, recorded['output'])
+    loss = loss_of(output, x['seed'])
+    assert abs(loss.item() / recorded['loss'] - 1) <= TOLERANCE
+    loss.backward()
+    parameters = dict(net.named_parameters())
+    assert {name for name, p in parameters.items() if p.grad is None} == set(recorded['no_gradient'])
+    assert_norms({name: p.grad for name, p in parameters.items() if p.grad is not None}, recorded['grad_norms'], 1e-4)
+    unused = {name.rpartition('.')[0] for name in recorded['no_gradient']}
+    buffers = {name: b for name, b in net.named_buffers() if name.rpartition('.')[0] not in unused}
+    counts = {buffers.pop(name).item() for name in list(buffers) if name.endswith('num_batches_tracked')}
+    assert_norms(buffers, recorded['running_norms'])
+    assert counts == {1}

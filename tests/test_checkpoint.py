@@ -7,114 +7,40 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import TinyNet
+from tests.checkpoints import Hostile, killed_at, momenta, released, trained
+from tests.runs import assert_same
 from utils import checkpoint
 from utils.errors import UserError
-from utils.restore import Identity, head_difference, load_optimizer, resume
-
-NET = Identity('imagenet', 'tiny', [str(n) for n in range(5)])
-
-
-def trained(classes=5, seed=0):
-    """A TinyNet after one update, and its optimizer, which so holds momentum."""
-    torch.manual_seed(seed)
-    model = TinyNet(classes)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
-    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
-    optimizer.step()
-    return model, optimizer
-
-
-def released(model, optimizer):
-    """The dict that the reference saved, its optimizer keyed by the parameters' ids as PyTorch did until 1.3."""
-    state = optimizer.state_dict()
-    ids = {position: 140_000_000_000_000 - 64 * position for position in state['param_groups'][0]['params']}
-    group = {'lr': 0.1, 'momentum': 0.9, 'dampening': 0, 'weight_decay': 1e-4, 'nesterov': False}
-    old = {
-        'state': {ids[position]: value for position, value in state['state'].items()},
-        'param_groups': [{**group, 'params': list(ids.values())}],
-    }
-    return {
-        'epoch': 7,
-        'arch': 'tiny',
-        'state_dict': checkpoint.state_dict(model),
-        'best_err1': torch.tensor(21.5),
-        'optimizer': old,
-    }
-
-
-def same(left, right):
-    """Whether two nets hold the same tensors, bit for bit."""
-    pairs = zip(left.state_dict().items(), right.state_dict().items(), strict=True)
-    return all(name == other and torch.equal(value, twin) for (name, value), (other, twin) in pairs)
+from utils.restore import load_optimizer, resume
 
 
 @pytest.mark.parametrize('zipped', [False, True])
-@pytest.mark.parametrize('wrapped', [False, True])
-def test_released_file_is_resumed_with_its_momentum(tmp_path, zipped, wrapped):
+@pytest.mark.parametrize('prefix', ['', 'module.', 'module.1.'])
+def test_released_file_is_resumed_with_its_momentum(tmp_path, prefix, zipped):
+    """Without a prefix of PyTorch 0.4.0, which had no counters; with `module.1.` of half precision but batch norms."""
     model, optimizer = trained()
-    content = released(model, optimizer)
-    if not wrapped:
-        content['state_dict'] = model.state_dict()
+    state = {name: value for name, value in model.state_dict().items() if prefix or 'num_batches' not in name}
+    if prefix == 'module.1.':
+        state = {name: value.half() if value.dim() > 1 else value for name, value in state.items()}
+        model.load_state_dict(state)  # rounds its own
+    content = released(model, optimizer) | {'state_dict': {f'{prefix}{name}': v for name, v in state.items()}}
     torch.save(content, tmp_path / 'old.pth.tar', _use_new_zipfile_serialization=zipped)
     found = checkpoint.read(tmp_path / 'old.pth.tar')
     assert (found.epoch, found.arch, found.best) == (7, 'tiny', {'best_err1': 21.5})
     fresh, its_optimizer = trained(seed=1)
-    assert not same(fresh, model)
-    assert head_difference(found, fresh, NET) == ''
+    its_optimizer.state.clear()
     resume(fresh, found)
     load_optimizer(fresh, its_optimizer, found)
-    assert same(fresh, model)
-    for own, saved in zip(fresh.parameters(), model.parameters(), strict=True):
-        own, saved = its_optimizer.state[own]['momentum_buffer'], optimizer.state[saved]['momentum_buffer']
-        assert torch.equal(own, saved)
-
-
-def test_file_of_torch_0_4_0_lacks_the_counters(tmp_path):
-    model, _ = trained()
-    state = {name: value for name, value in model.state_dict().items() if not name.endswith('num_batches_tracked')}
-    torch.save(state, tmp_path / 'bare')
-    fresh, _ = trained(seed=1)
-    resume(fresh, checkpoint.read(tmp_path / 'bare'))
-    assert torch.equal(fresh.bn3.running_var, model.bn3.running_var)
-
-
-def test_one_missing_counter_is_an_error(tmp_path):
-    model, _ = trained()
-    state = model.state_dict()
-    del state['bn3.num_batches_tracked']
-    torch.save(state, tmp_path / 'bare')
-    with pytest.raises(UserError, match=r'missing: bn3\.num_batches_tracked'):
-        resume(model, checkpoint.read(tmp_path / 'bare'))
-
-
-def test_numpy_scalars_are_read(tmp_path):
-    content = released(*trained()) | {'best_err1': np.float64(3.5), 'epoch': np.int64(2)}
-    torch.save(content, tmp_path / 'new')
-    found = checkpoint.read(tmp_path / 'new')
-    assert (found.epoch, found.best) == (2, {'best_err1': 3.5})
-    assert type(found.epoch) is int
+    assert_same(fresh.state_dict(), model.state_dict())
+    assert_same(momenta(fresh, its_optimizer), momenta(model, optimizer))
+    assert its_optimizer.param_groups[0]['weight_decay'] == 0  # as the command line says, not as the file
 
 
 def test_tensors_saved_on_a_gpu_are_read_on_the_cpu(tmp_path, monkeypatch):
-    model, optimizer = trained()
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.serialization, 'location_tag', lambda storage: 'cuda:0')
-        torch.save(released(model, optimizer), tmp_path / 'gpu', _use_new_zipfile_serialization=False)
+    monkeypatch.setattr(torch.serialization, 'location_tag', lambda storage: 'cuda:0')
+    torch.save(released(*trained()), tmp_path / 'gpu', _use_new_zipfile_serialization=False)
     assert b'cuda:0' in (tmp_path / 'gpu').read_bytes()
-    fresh, _ = trained(seed=1)
-    resume(fresh, checkpoint.read(tmp_path / 'gpu'))
-    assert same(fresh, model)
-
-
-class Hostile:
-    """Unpickling it naively makes a folder."""
-
-    def __init__(self, target):
-        self.target = str(target)
-
-    def __reduce__(self):
-        return os.mkdir, (self.target,)
+    assert checkpoint.read(tmp_path / 'gpu').state_dict['fc.bias'].device.type == 'cpu'
 
 
 @pytest.mark.parametrize('zipped', [False, True])
@@ -135,40 +61,45 @@ def test_other_files_are_no_checkpoints(tmp_path, content):
         checkpoint.read(tmp_path / 'file')
 
 
-def test_cut_off_checkpoint_is_named(tmp_path):
-    for zipped in (False, True):
-        torch.save(released(*trained()), tmp_path / 'cut', _use_new_zipfile_serialization=zipped)
-        whole = (tmp_path / 'cut').read_bytes()
-        (tmp_path / 'cut').write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(UserError, match='cut: not a PyTorch checkpoint, or a damaged one'):
-            checkpoint.read(tmp_path / 'cut')
+ROUND = []
+ROUND.append(ROUND)  # a list that holds itself
 
 
-def test_missing_file_and_file_without_tensors_are_named(tmp_path):
-    with pytest.raises(UserError, match='no checkpoint at .*nowhere'):
-        checkpoint.read(tmp_path / 'nowhere')
-    torch.save({'epoch': 3}, tmp_path / 'empty')
-    with pytest.raises(UserError, match='empty: holds no state_dict'):
-        checkpoint.read(tmp_path / 'empty')
-    torch.save([1, 2], tmp_path / 'list')
-    with pytest.raises(UserError, match='list: a list, not a checkpoint'):
-        checkpoint.read(tmp_path / 'list')
+@pytest.mark.parametrize(
+    'change, epoch, best',
+    [
+        ({'best_err1': np.float64(3.5), 'epoch': np.int64(2)}, 2, 3.5),
+        ({'best_model': 'x/y.ckpt', 'best_so_far': None, 3: 'three', 'epoch': None}, None, 21.5),
+        ({'optimizer': ROUND}, 7, 21.5),
+    ],
+)
+def test_odd_values_that_are_taken(tmp_path, change, epoch, best):
+    torch.save(released(*trained()) | change, tmp_path / 'odd')
+    found = checkpoint.read(tmp_path / 'odd')
+    assert (found.epoch, found.best) == (epoch, {'best_err1': best})
+    assert not isinstance(found.epoch, np.integer)
+
+
+ONE = torch.ones(1)
+ODD = ONE.to(torch.complex64), ONE.to('meta'), ONE.to_sparse(), ONE.to(torch.float8_e5m2), ONE.expand(2**40)
 
 
 @pytest.mark.parametrize(
     'change, told',
     [
-        ({'epoch': 'seven'}, "its epoch is 'seven', not a whole number"),
-        ({'epoch': float('nan')}, 'its epoch is nan, not a whole number'),
-        ({'epoch': 10**400}, 'its epoch is a int, not a whole number from 0 on'),
-        ({'epoch': -1}, 'its epoch is -1, not a whole number from 0 on'),
-        ({'epoch': torch.zeros(1, dtype=torch.complex64)}, 'its epoch is a tensor of a kind that is not read'),
-        ({'classes': 5}, 'its classes is 5, not a list'),
+        ([1, 2], 'a list, not a checkpoint'),
+        ({'state_dict': {}}, 'holds no state_dict of named tensors: it is empty'),
+        ({'state_dict': {0: ONE}}, 'holds no state_dict of named tensors: state_dict has the name 0'),
+        *(({'state_dict': {'w': odd}}, 'its state_dict.w is a tensor') for odd in ODD),
+        *(({'optimizer': {'state': {0: odd}}}, 'its optimizer.state.0 is a tensor') for odd in ODD),
+        *(({'state_dict': {'w': odd}}, 'its state_dict.w is not finite') for odd in (ONE / 0, ONE * torch.nan)),
+        ({'optimizer': [ONE * torch.nan]}, 'its optimizer.0 is not finite'),
+        ({'epoch': float('nan')}, 'its epoch is nan, not a whole number from 0 on'),
+        ({'epoch': 10**400}, 'its epoch is a int, not a whole number'),
+        ({'epoch': -1}, 'its epoch is -1, not a whole number'),
         ({'classes': ['ant', 5]}, r'its classes\[1\] is 5, not a name'),
         ({'seed': '0'}, "its seed is '0', not a whole number"),
-        ({'scaler': 2.0}, 'its scaler is 2.0, not a dict'),
         ({'scaler': {'scale': None}}, 'its scaler.scale is None, not a finite number'),
-        ({'position': 3}, 'its position is 3, not a dict'),
         ({'smooth_loss': '3'}, "its smooth_loss is '3', not a finite number"),
         ({'position': {'step': 3}}, 'its position has no plan, metrics'),
         ({'position': {'step': -1, 'plan': {}, 'metrics': {}}}, 'its position.step is -1, not a whole number'),
@@ -176,72 +107,42 @@ def test_missing_file_and_file_without_tensors_are_named(tmp_path):
         ({'position': {'step': 3, 'plan': {}, 'metrics': {'loss': 'x'}}}, 'its position.metrics is a dict, not number'),
         ({'processes': [{'statistics': {}}]}, r'its processes\[0\] has no metrics'),
         ({'processes': [{'metrics': None}]}, r'its processes\[0\] has no statistics'),
-        ({'state_dict': {0: torch.zeros(1)}}, 'holds no state_dict of named tensors'),
     ],
 )
 def test_values_of_other_kinds_are_told(tmp_path, change, told):
-    torch.save(released(*trained()) | change, tmp_path / 'odd')
+    torch.save(released(*trained()) | change if isinstance(change, dict) else change, tmp_path / 'odd')
     with pytest.raises(UserError, match=f'odd: {told}'):
         checkpoint.read(tmp_path / 'odd')
 
 
-def test_no_epoch_is_none_and_what_is_best_are_numbers(tmp_path):
-    odd = {'epoch': None, 'best_model': 'x/y.ckpt', 'best_so_far': None, 3: 'three'}
-    torch.save(released(*trained()) | odd, tmp_path / 'odd')
-    found = checkpoint.read(tmp_path / 'odd')
-    assert (found.epoch, found.best) == (None, {'best_err1': 21.5})
-
-
-def in_child(action) -> int:
-    """Run `action` in a forked process that ends with it; its exit status."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            action()
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 @pytest.mark.parametrize(
-    'point, written', [('torch.save', 'old'), ('os.fsync', 'old'), ('os.replace', 'old'), ('after', 'new')]
+    'module, name, number, written',
+    [
+        (torch, 'save', 2, 'old old'),
+        (os, 'fsync', 2, 'old old'),  # of the contents, one after the other
+        (os, 'replace', 1, 'old old'),
+        (os, 'fsync', 3, 'new old'),  # of the folder
+        (os, 'replace', 2, 'new old'),
+        (os, 'fsync', 4, 'new new'),
+    ],
 )
-def test_killed_write_leaves_a_whole_file(tmp_path, monkeypatch, point, written):
-    path = tmp_path / 'model.pth.tar'
-    checkpoint.write({'state_dict': {'w': torch.zeros(9)}, 'arch': 'old'}, path)
-
-    def cut_short(content, file):
-        file.write(b'PK\x03\x04 the first half')
-        file.flush()
-        os._exit(9)
-
-    def killed(*_):
-        os._exit(9)
-
-    def write_and_die():
-        if point != 'after':
-            target, name = (torch, 'save') if point == 'torch.save' else (os, point.split('.')[1])
-            monkeypatch.setattr(target, name, cut_short if name == 'save' else killed)
-        checkpoint.write({'state_dict': {'w': torch.ones(9)}, 'arch': 'new'}, path)
-        os._exit(9)
-
-    assert in_child(write_and_die) == 9
-    found = checkpoint.read(path)
-    assert found.arch == written
-    assert torch.equal(found.state_dict['w'], torch.full((9,), float(written == 'new')))
+def test_killed_write_leaves_whole_files(tmp_path, monkeypatch, module, name, number, written):
+    paths = tmp_path / 'a', tmp_path / 'b'
+    checkpoint.write({'state_dict': {'w': torch.zeros(9)}, 'arch': 'old'}, *paths)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        killed_at(patch, module, name, number)
+        checkpoint.write({'state_dict': {'w': torch.ones(9)}, 'arch': 'new'}, *paths)
+    assert ' '.join(checkpoint.read(path).arch for path in paths) == written
 
 
 def test_full_disk_is_one_error_and_leaves_the_old_file(tmp_path):
-    path = tmp_path / 'model.pth.tar'
+    path, limits = tmp_path / 'model.pth.tar', resource.getrlimit(resource.RLIMIT_FSIZE)
     checkpoint.write({'state_dict': {'w': torch.zeros(9)}, 'arch': 'old'}, path)
-
-    def write_too_much():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-        try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=f'cannot write {path}'):
             checkpoint.write({'state_dict': {'w': torch.ones(50_000)}, 'arch': 'new'}, path)
-        except UserError as error:
-            os._exit(7 if 'cannot write' in str(error) and str(path) in str(error) else 8)
-
-    assert in_child(write_too_much) == 7
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert checkpoint.read(path).arch == 'old'
     assert os.listdir(tmp_path) == ['model.pth.tar']

@@ -65,6 +65,7 @@ def test_docker_classify_as_one_process_uses_one_gpu_and_classify_all(classify, 
     assert 'fewer than one batch (--batch-size 20 on --num-gpus 2)' in docker.error(capsys, '-b', 20)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
     monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
+    monkeypatch.setattr('utils.compute.set_up_gpu', lambda *_, **__: None)
     seen = []
 
     def look(_task, _args, compute, micro_batch, _batch_size):

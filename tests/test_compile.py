@@ -8,13 +8,15 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 
-from tests.test_export import FAMILIES, KINDS, NETS, lively
+from tests.nets import filled, in_make_test, noise, recomputing
 from utils.compute import Compute
 from utils.learner import Learner
 
+SIZE = 33  # maps are odd at most strides
+
 
 @pytest.fixture
-def compiled(monkeypatch):
+def counter(monkeypatch):
     """Counts what torch.compile is given to compile; it runs as it was traced."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend('aot_eager')
@@ -22,21 +24,20 @@ def compiled(monkeypatch):
     return counter
 
 
-def learner_of(build):
-    torch.manual_seed(0)
-    model, compute = lively(build(num_classes=9)).double().train(), Compute('cpu', compile=True)
+def learner_of(name):
+    model = filled(name, num_classes=9, dtype=torch.float64, **recomputing(name)).train()
+    compute = Compute('cpu', compile=True)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     return Learner(model, compute.runner(model, train=True), cross_entropy, compute, optimizer, lambda epoch: 0.01)
 
 
-def assert_trains_as_the_plain_net(learner, size):
-    """Losses, running statistics and gradients of updates with 4, 4, 3 and 2 images, in float64.
+def assert_trains_as_the_plain_net(learner):
+    """Losses, running statistics and gradients of updates with 4, 3 and 2 images, in float64.
 
     Each from the same weights: rounding grows from update to update.
     """
-    for number in 4, 4, 3, 2:
-        torch.manual_seed(number)
-        images = torch.randn(number, 3, size, size, dtype=torch.float64)
+    for number in 4, 3, 2:
+        images = noise(number, 3, SIZE, SIZE, dtype=torch.float64)
         targets = torch.zeros(number, *learner.model.eval()(images[:1]).shape[2:], dtype=torch.int64)
         plain = copy.deepcopy(learner.model).train()
         expected = cross_entropy(plain(images).float(), targets)
@@ -56,9 +57,9 @@ def gradients_of(model):
     return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
 
-def assert_tests_equal_the_plain_net(learner, size):
+def assert_tests_equal_the_plain_net(learner):
     """The fused and compiled copy, in float32, and the net itself, for 4, 3 and 2 images."""
-    image = torch.randn(1, 3, size, size, dtype=torch.float64)
+    image = noise(1, 3, SIZE, SIZE, dtype=torch.float64)
     with torch.inference_mode():
         expected = learner.model.eval()(image).float()
         atol = 1e-5 * expected.abs().max().item()
@@ -67,20 +68,10 @@ def assert_tests_equal_the_plain_net(learner, size):
             torch.testing.assert_close(outputs, expected.expand_as(outputs), rtol=1e-4, atol=atol)
 
 
-def assert_compiled_twice(build, size, counter):
-    learner = learner_of(build)
-    assert_trains_as_the_plain_net(learner, size)
+@in_make_test('resnext', 'dla', 'densenet_elastic')
+def test_nets_are_compiled_once_for_training_and_once_for_tests(name, counter):
+    learner = learner_of(name)
+    assert_trains_as_the_plain_net(learner)
     assert counter.frame_count == 1
-    assert_tests_equal_the_plain_net(learner, size)
+    assert_tests_equal_the_plain_net(learner)
     assert counter.frame_count == 2
-
-
-@pytest.mark.parametrize('name', ['resnext', 'densenet_elastic'])
-def test_families_are_compiled_once_for_training_and_once_for_tests(name, compiled):
-    assert_compiled_twice(*FAMILIES[name], compiled)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('kind, name', NETS)
-def test_nets_are_compiled_once_for_training_and_once_for_tests(kind, name, compiled):
-    assert_compiled_twice(KINDS[kind][name], 65, compiled)

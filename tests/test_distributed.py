@@ -28,11 +28,13 @@ DLAS = 'dla60x dla60x_elastic'
 
 
 @pytest.mark.parametrize('world, names', [(2, 'tiny seg'), (3, 'tiny seg'), *slow((2, DLAS), (3, DLAS))])
-def test_gradients_and_shared_evaluation_are_those_of_one_process(world, names, tmp_path, tiny, monkeypatch):
-    """Gradients are sent once per update. The DLAs carry parameters along that nothing trains."""
+def test_gradients_shared_evaluation_and_averages_are_those_of_one_process(world, names, tmp_path, tiny, monkeypatch):
+    """Gradients are sent once per update, running statistics never. The DLAs carry along what nothing trains."""
     monkeypatch.setitem(models.segmenters, 'seg', TinySegmenter)
     run(world, 'checks', tmp_path, *names.split())
     found = [torch.load(tmp_path / f'{number}.pt') for number in range(world)]
+    assert [process['averages'] for process in found] == [[(world - 1) / 2, number] for number in range(world)]
+    assert all(torch.equal(process['means'], job.normalised(number)) for number, process in enumerate(found))
     for name in names.split():
         assert_gradients(job.accumulated(name), [process['gradients'][name] for process in found])
     for key, expected in job.measures(share=False).items():
@@ -153,9 +155,8 @@ def test_averaged_statistics_are_saved_and_shared_evaluation_reports_them(folder
     assert (told[0]['err1'], told[0]['err5']) == (reported['err1'], reported['err5'])
 
 
-@pytest.mark.parametrize('average', [[], ['--average-bn']])
-def test_coco_as_a_job(coco, tiny, tmp_path, average, capsys):
-    arguments = [coco, *SMALL, '-b', 8, '--output', tmp_path / 'run', *average]
+def test_coco_as_a_job(coco, tiny, tmp_path, capsys):
+    arguments = [coco, *SMALL, '-b', 8, '--output', tmp_path / 'run']
     assert run(2, 'multilabel_classify', *arguments).count('   mAP ') == 2
     arguments += ['--evaluate', '--resume', tmp_path / 'run' / LAST_OF_COCO]
     Script(multilabel_classify, arguments[0])(*arguments[1:])

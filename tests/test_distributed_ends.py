@@ -73,9 +73,19 @@ def test_a_process_that_vanishes_or_hangs_ends_the_others_with_one_line(folder, 
     with apex(2, 'docker_classify', folder, *SMALL, '-b', 6, *flags) as job:
         job.wait_for('Epoch: [1]')
         job.send(1, number)
-        codes, (error,) = job.end(0)
+        codes, (error,) = job.end(1)
     assert codes == [1]
     assert re.fullmatch(rf'error: process 0 of 2 \(tcp://{HOST}:\d+\) cannot go on without the others; .*\n', error)
+
+
+def test_a_process_that_is_stuck_itself_ends_when_another_is_gone():
+    with launch(2, 'stuck') as job:
+        job.wait_for('Stuck')
+        job.send(1, signal.SIGKILL)
+        codes, (error,) = job.end(1)
+    assert codes == [1]
+    told = 'process 0 of 2 (env://) cannot go on without the others; process 1 was silent for half of --dist-timeout'
+    assert error == f'error: {told}\n'
 
 
 def refused(*arguments):

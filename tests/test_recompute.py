@@ -6,41 +6,45 @@ import pytest
 import torch
 from torch import nn
 
-import models
-from models.densenet import DenseNet
 from models.recompute import RecomputedSequential, frozen_statistics
-from tests import reference
+from tests.nets import NETS, filled, noise, on_meta
 
-
-def images() -> torch.Tensor:
-    return torch.randn(2, 3, 64, 65, generator=torch.Generator().manual_seed(0))
+# With them the nets of full size are compared with the reference in test_models.py.
+every_net_that_can = pytest.mark.parametrize('name', ['densenet_elastic', 'deeplab', 'dla_up'])
 
 
 def step(net: nn.Module) -> list:
     """One training step's output, gradients and statistics."""
-    output = net.train()(images())
+    output = net.train()(noise(2, 3, 64, 65))
     output.square().sum().backward()
-    return [output, *(p.grad for p in net.parameters()), *net.buffers()]
+    return [output, *(p.grad for p in net.parameters() if p.requires_grad), *net.buffers()]
 
 
-def nets() -> list[nn.Module]:
+def nets(name: str = 'densenet_elastic') -> list[nn.Module]:
     """The same weights, plain and recomputed."""
-    return [reference.load_weights(DenseNet((3, 2, 2, 2), 5, checkpoint_activations=on)) for on in (False, True)]
+    return [filled(name, 5, checkpoint_activations=on) for on in (False, True)]
 
 
-def test_outputs_gradients_and_statistics_are_identical():
-    plain, recomputed = (step(net) for net in nets())
+@every_net_that_can
+def test_outputs_gradients_and_statistics_are_identical(name):
+    plain, recomputed = (step(net) for net in nets(name))
     assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
 
 
-def test_only_the_first_dense_block_runs_twice():
-    _, net = nets()
-    runs = []
-    for name, block in net.features.named_children():
-        if name.startswith('denseblock'):
-            block[0].register_forward_pre_hook(lambda *_, name=name: runs.append(name))
+@pytest.mark.parametrize(
+    'name, parts, twice',
+    [
+        ('densenet_elastic', [f'features.denseblock{n}.denselayer1' for n in (1, 2, 3, 4)], [0]),
+        ('deeplab', ['conv1', *(f'layer{n}.0' for n in (1, 2, 3, 4)), 'aspp'], [4, 3, 2, 1]),
+        ('dla_up', ['base.base_layer', *(f'base.level{n}' for n in range(6)), 'dla_up'], [6, 5, 4, 3, 2, 1]),
+    ],
+)
+def test_what_runs_twice(name, parts, twice):
+    net, runs = filled(name, 5, checkpoint_activations=True), []
+    for part in parts:
+        net.get_submodule(part).register_forward_pre_hook(lambda *_, part=part: runs.append(part))
     step(net)
-    assert runs == ['denseblock1', 'denseblock2', 'denseblock3', 'denseblock4', 'denseblock1']
+    assert runs == [*parts, *(parts[place] for place in twice)]
 
 
 def test_only_the_input_is_kept():
@@ -57,30 +61,24 @@ def test_only_the_input_is_kept():
     assert saved[1] == [x.data_ptr()]
 
 
-def test_a_compiled_step_is_the_same():
-    plain, net = nets()
-    torch.testing.assert_close(
-        step(torch.compile(net, backend='aot_eager', fullgraph=True)), step(plain), rtol=1e-3, atol=1e-3
-    )
-    assert {norm.num_batches_tracked.item() for norm in net.modules() if isinstance(norm, nn.BatchNorm2d)} == {1}
-
-
-def test_the_builder_takes_the_keyword():
-    with torch.device('meta'):
-        off, on = models.densenet201(), models.build_classifier('densenet201', checkpoint_activations=True)
-    assert not isinstance(off.features.denseblock1, RecomputedSequential)
-    assert isinstance(on.features.denseblock1, RecomputedSequential)
-    assert list(on.state_dict()) == list(off.state_dict())
+def test_builders_take_the_keyword():
+    nets = {name: on_meta(name, checkpoint_activations=True) for name in NETS if name.endswith('/seg')}
+    assert len(nets) == 6
+    assert all(net.checkpoint_activations for net in nets.values())
+    for on in False, True:
+        net = on_meta('densenet201', checkpoint_activations=on)
+        assert isinstance(net.features.denseblock1, RecomputedSequential) == on
 
 
 def test_statistics_are_frozen_inside_and_restored_after_an_error():
     net = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, momentum=None), nn.BatchNorm2d(3, affine=False))
-    net(images())
+    x = noise(2, 3, 8, 8)
+    net(x)
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(KeyError), frozen_statistics(net):
-        net(3 * images())
+        net(3 * x)
         raise KeyError
     torch.testing.assert_close(dict(net.state_dict()), dict(before), rtol=0, atol=0)
     assert [norm.momentum for norm in net] == [0.1, None, 0.1]
-    net(images())
+    net(x)
     assert {norm.num_batches_tracked.item() for norm in net} == {2}

@@ -16,11 +16,10 @@ import segment
 from data.sample import write_sample
 from data.scenes import CLASS_NAMES
 from tests.conftest import Script, TinyNet, TinySegmenter, stop_at
+from tests.reference import load_weights
 from tools import model_table, released
 from utils import checkpoint
-from utils.data import MEAN, STD
 from utils.errors import exit_cleanly
-from utils.image_folder import central_crop, open_folder
 from utils.interrupt import Stopped
 from utils.metrics import TopErrors
 
@@ -29,6 +28,7 @@ OTHER = 'imagenet_models/densenet201_elastic.pth.tar'
 COCO = 'coco_models/coco_dla60x.pth.tar'
 VOC = 'pascal_models/deeplab_dla60x_pascal_v3_original_epoch50.pth'
 FILES = IMAGENET, OTHER, COCO, VOC
+PLACES = {name: os.path.basename(name) for name in FILES} | {COCO: COCO}  # beside each other, or in their folders
 COLUMNS = 'P_C', 'R_C', 'F_C', 'P_O', 'R_O', 'F_O', 'mAP'
 
 
@@ -40,30 +40,19 @@ def sample(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope='module')
-def pictures(sample):
-    """The test pictures of the classes, normalised, 8 x 3 x 224 x 224."""
-    images = torch.stack([image for image, _ in open_folder(sample / 'imagenet' / 'val', central_crop(224))])
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-    return (images / 255 - mean) / std
-
-
 @pytest.fixture
-def weights(tmp_path, monkeypatch, pictures):
-    """Tiny nets under released names, in files and registries, with heads of the sample's classes, which vary."""
+def weights(tmp_path, monkeypatch):
+    """Tiny nets under released names, in files and registries, with heads of the sample's classes."""
     (tmp_path / 'weights' / 'coco_models').mkdir(parents=True)
-    for seed, name in enumerate(FILES, 1):
+    for number, name in enumerate(FILES):
         of = released.RELEASED[name]
         build = TinySegmenter if of.task == 'voc' else TinyNet
         monkeypatch.setitem(models.segmenters if of.task == 'voc' else models.classifiers, of.arch, build)
-        torch.manual_seed(seed)
-        net = build(21 if of.task == 'voc' else len(CLASS_NAMES)).eval()
-        with torch.no_grad():
-            outputs = net(pictures)
-            net.get_submodule(net.heads[0]).bias -= outputs.transpose(0, 1).flatten(1).mean(1)
-        content = {'epoch': 120, 'state_dict': checkpoint.state_dict(net)}
-        place = name if of.task == 'coco' else os.path.basename(name)
-        torch.save(content if of.task == 'voc' else {'arch': of.arch, **content}, tmp_path / 'weights' / place)
+        net = load_weights(build(21 if of.task == 'voc' else len(CLASS_NAMES)))
+        head = net.get_submodule(net.heads[0])
+        head.weight.data, head.bias.data = head.weight.roll(number, 0), 0 * head.bias
+        said = {} if of.task == 'voc' else {'arch': of.arch}
+        torch.save({**said, 'state_dict': checkpoint.state_dict(net)}, tmp_path / 'weights' / PLACES[name])
     return tmp_path / 'weights'
 
 
@@ -91,27 +80,23 @@ def record(tmp_path) -> dict:
     return json.loads((tmp_path / 'out' / 'released.json').read_text())
 
 
-def printed(capsys, script, *arguments) -> str:
-    """What a script prints of an evaluation."""
-    capsys.readouterr()
-    Script(script, arguments[0], '--device cpu -j 0')(*arguments[1:])
-    return capsys.readouterr().out
-
-
 def test_the_numbers_are_those_that_the_scripts_print(tool, data, sample, weights, tmp_path, capsys):
     tool(*data)
     rows = {name: row['measured'] for name, row in record(tmp_path).items()}
     assert tuple(rows) == FILES
-    for name in IMAGENET, OTHER:
-        path, arch = weights / os.path.basename(name), released.RELEASED[name].arch
-        out = printed(capsys, classify, sample / 'imagenet', '--evaluate', '--resume', path, '-a', arch)
-        assert out.splitlines()[-1] == ' * Err@1 {err1:.3f} Err@5 {err5:.3f}'.format(**rows[name])
-    out = printed(capsys, multilabel_classify, sample / 'coco', '-e', '--resume', weights / COCO, '-a', 'dla60x')
-    scores = ' * P_C {P_C:.2f} R_C {R_C:.2f} F_C {F_C:.2f} P_O {P_O:.2f} R_O {R_O:.2f} F_O {F_O:.2f}\n   mAP {mAP:.2f}'
-    assert scores.format(**rows[COCO]) in out
-    voc = ['--exp=x', '--data', sample / 'VOCdevkit', '--output', tmp_path / 'voc', '-a', 'dla60x']
-    out = printed(capsys, segment, *voc, '--resume', weights / os.path.basename(VOC))
-    assert f'\nMean IoU: {rows[VOC]["miou"]:.2f}\n' in out
+    errors = ' * Err@1 {err1:.3f} Err@5 {err5:.3f}\n'
+    scores = ' * ' + ' '.join(f'{name} {{{name}:.2f}}' for name in COLUMNS).replace(' mAP', '\n   mAP')
+    voc = f'--exp=x --data {sample}/VOCdevkit --output {tmp_path}/voc'
+    for name, script, words, form in (
+        (IMAGENET, classify, f'{sample}/imagenet --evaluate', errors),
+        (OTHER, classify, f'{sample}/imagenet --evaluate', errors),
+        (COCO, multilabel_classify, f'{sample}/coco --evaluate', scores),
+        (VOC, segment, voc, '\nMean IoU: {miou:.2f}\n'),
+    ):
+        capsys.readouterr()
+        arch = released.RELEASED[name].arch
+        Script(script, *words.split(' ', 1))('--device', 'cpu', '-j', 0, '-a', arch, '--resume', weights / PLACES[name])
+        assert form.format(**rows[name]) in capsys.readouterr().out
     assert rows[IMAGENET]['loss'] != rows[OTHER]['loss']
     assert 0 < rows[VOC]['miou'] < 100
     assert 0 < rows[COCO]['F_O'] < 100
@@ -123,87 +108,60 @@ def test_the_tables_have_cost_published_numbers_and_differences(tool, data, tmp_
     tool(*data)
     told = capsys.readouterr()
     assert told.out == (tmp_path / 'out' / 'released.md').read_text()
-    for name in IMAGENET, OTHER:
-        assert f'\n{os.path.basename(name)}:  * Err@1 ' in told.err
+    assert '\ndensenet201_elastic.pth.tar:  * Err@1 ' in told.err
     cells = [line.strip('| ').split(' | ') for line in told.out.splitlines() if line.startswith('| ')]
-    start, rows = ['net', 'parameters (M)'], record(tmp_path)
-    kinds = ('224', ('Err@1', 'Err@5')), ('224', COLUMNS), ('513', ('Mean IoU',))
-    assert [row for row in cells if row[0] == 'net'] == [
-        [*start, f'GMACs at {size}', 'published (%)', 'source', *(f'{name} (%)' for name in names), 'difference']
-        for size, names in kinds
-    ]
-    known = {row[0] + f' {len(row)}': row for row in cells}  # the tables differ in their number of columns
-    err1, err5 = (rows[OTHER]['measured'][name] for name in ('err1', 'err5'))
-    parameters = sum(value.numel() for value in TinyNet().parameters())
-    assert rows[OTHER]['parameters'] == parameters
-    assert known['densenet201_elastic 8'][:2] == ['densenet201_elastic', f'{parameters / 1e6:.2f}']
-    assert known['densenet201_elastic 8'][3:] == [
-        'Err@1 22.1, Err@5 6.0', model_table.CSPNET, f'{err1:.2f}', f'{err5:.2f}',
-        f'Err@1 {err1 - 22.1:+.2f}, Err@5 {err5 - 6:+.2f}',
-    ]  # fmt: skip
-    assert rows[OTHER]['difference'] == {'err1': err1 - 22.1, 'err5': err5 - 6}
-    for name, row in (COCO, known['dla60x 13']), (VOC, known['dla60x 7']):
-        assert (row[3:5], row[-1], rows[name]['difference']) == (['-', '-'], '-', {})
+    headers = [row[2:] for row in cells if row[0] == 'net']
+    for header, names in zip(headers, (['Err@1', 'Err@5'], COLUMNS, ['Mean IoU']), strict=True):
+        assert header[1:] == ['published (%)', 'source', *(f'{name} (%)' for name in names), 'difference']
+    assert [header[0] for header in headers] == ['GMACs at 224', 'GMACs at 224', 'GMACs at 513']
+    row, parameters = record(tmp_path)[OTHER], sum(value.numel() for value in TinyNet().parameters())
+    err1, err5 = (row['measured'][name] for name in ('err1', 'err5'))
+    assert (row['parameters'], row['difference']) == (parameters, {'err1': err1 - 22.1, 'err5': err5 - 6})
+    difference = f'Err@1 {err1 - 22.1:+.2f}, Err@5 {err5 - 6:+.2f}'
+    shown = ['Err@1 22.1, Err@5 6.0', model_table.CSPNET, f'{err1:.2f}', f'{err5:.2f}', difference]
+    assert [row[3:] for row in cells if row[0] == 'densenet201_elastic'] == [shown]
+    assert [(*row[3:5], row[-1]) for row in cells if row[0] == 'dla60x'] == 2 * [('-', '-', '-')]
     assert '\n- Files that were not there: coco_resnext50.pth.tar, coco_resnext50_elastic.pth.tar,' in told.out
 
 
-def test_only_what_is_not_known_is_measured(tool, data, weights, measured, tmp_path, capsys):
-    tool(*data[:2])
-    assert measured == ['resnext50_elastic.pth.tar', 'densenet201_elastic.pth.tar']
-    first = record(tmp_path)
-    tool(*data)
-    assert measured[2:] == ['coco_dla60x.pth.tar', 'deeplab_dla60x_pascal_v3_original_epoch50.pth']
-    assert {name: record(tmp_path)[name] for name in first} == first
-    tool(*data[2:4])
+def test_only_what_is_not_known_or_has_changed_is_measured(tool, sample, weights, measured, tmp_path, capsys):
+    first, second, third, fourth = map(os.path.basename, FILES)
+    images, coco = ('--imagenet', shutil.copytree(sample / 'imagenet', tmp_path / 'own')), ('--coco', sample / 'coco')
+    tool(*images)
+    assert measured == [first, second]
+    kept = record(tmp_path)
+    tool(*images, *coco)
+    assert measured[2:] == [third]
+    assert {name: record(tmp_path)[name] for name in kept} == kept
+    tool(*coco)
     assert capsys.readouterr().out.endswith((tmp_path / 'out' / 'released.md').read_text())
-    assert len(measured) == 4
+    assert len(measured) == 3
     os.utime(weights / COCO, (1e9, 1e9))
-    tool(*data)
-    assert measured[4:] == ['coco_dla60x.pth.tar']
-    tool(*data[4:], '--amp', 'bf16')
-    assert measured[5:] == ['deeplab_dla60x_pascal_v3_original_epoch50.pth']
+    tool(*images, *coco)
+    assert measured[3:] == [third]
+    tool('--voc', sample / 'VOCdevkit', '--amp', 'bf16')
+    assert measured[4:] == [fourth]
     assert '- dla60x was measured with --amp bf16.\n' in (tmp_path / 'out' / 'released.md').read_text()
+    os.utime(tmp_path / 'own' / 'val' / CLASS_NAMES[0], (1e9, 1e9))  # as if a picture had been added or removed
+    tool(*images)
+    assert measured[5:] == [first, second]
 
 
-def test_data_that_changed_is_measured_again(tool, sample, measured, tmp_path):
-    val = tmp_path / 'own' / 'val'
-    shutil.copytree(sample / 'imagenet' / 'val', val)
-    for _ in range(2):
-        tool('--imagenet', tmp_path / 'own')
-    assert len(measured) == 2
-    os.utime(val / CLASS_NAMES[0], (1e9, 1e9))  # as if a picture had been added or removed
-    tool('--imagenet', tmp_path / 'own')
-    assert len(measured) == 4
-
-
-def stop_in_summary(monkeypatch, call):
-    """Send this process SIGTERM where the errors counted `call` are complete: nothing is left to stop in there."""
-    calls, summary = [], TopErrors.summary
-
-    def stopping(self, results):
-        calls.append(results)
-        if len(calls) == call:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return summary(self, results)
-
-    monkeypatch.setattr(TopErrors, 'summary', stopping)
-
-
-@pytest.mark.parametrize('place, done', [('within', [IMAGENET]), ('after', [IMAGENET, OTHER])])
-def test_a_stopped_call_goes_on_with_the_rest(tool, data, pictures, measured, monkeypatch, tmp_path, place, done):
+@pytest.mark.parametrize('began', [1, 2])
+def test_a_stopped_call_goes_on_with_the_rest(tool, data, measured, monkeypatch, tmp_path, began):
+    """Stopped within the second file, or as the first one is complete, where nothing is left to stop in there."""
     with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
-        if place == 'within':
-            stop_at(patch, len(pictures) + 1)  # the second net's first
+        if began == 2:
+            stop_at(patch, 9)  # 8 pictures are tested
         else:
-            stop_in_summary(patch, 2)
+            patch.setattr(TopErrors, 'summary', lambda *_: os.kill(os.getpid(), signal.SIGTERM) or '')
         tool(*data)
     assert stopped.value.code == 143
     kept = record(tmp_path)
-    assert list(kept) == done
-    assert len(measured) == 2
+    assert (list(kept), len(measured)) == ([IMAGENET], began)
     tool(*data)
-    assert measured[2:] == [os.path.basename(name) for name in FILES if name not in done]
-    assert {name: record(tmp_path)[name] for name in done} == kept
+    assert measured[began:] == [os.path.basename(name) for name in FILES[1:]]
+    assert record(tmp_path)[IMAGENET] == kept[IMAGENET]
     assert tuple(record(tmp_path)) == FILES
 
 
@@ -214,47 +172,34 @@ def test_a_damaged_file_does_not_keep_the_others_from_being_measured(tool, data,
     torch.save(TinyNet(5).state_dict(), weights / COCO)
     with pytest.raises(SystemExit) as end:
         exit_cleanly(lambda: tool(*data))
-    told = capsys.readouterr()
     assert end.value.code == 1
+    told = capsys.readouterr()
     last = told.err.splitlines()[-1]
     assert last.startswith(f'error: 2 of 4 files could not be measured: {damaged}: not a PyTorch checkpoint')
     assert f'{weights / COCO} cannot be evaluated here: its head has 5 classes, not 8' in last
-    text = (tmp_path / 'out' / 'released.md').read_text()
-    assert text == told.out
-    assert f'\n- resnext50_elastic was not measured: {damaged}: not a PyTorch checkpoint' in text
-    assert re.search(r'^\| resnext50_elastic \| .* \| - \| - \| - \|$', text, re.M)
+    assert f'\n- resnext50_elastic was not measured: {damaged}: not a PyTorch checkpoint' in told.out
+    assert re.search(r'^\| resnext50_elastic \| .* \| - \| - \| - \|$', told.out, re.M)
     assert [name for name, row in record(tmp_path).items() if 'measured' in row] == [OTHER, VOC]
     damaged.write_bytes(whole)
-    del measured[:]
     tool(*data[:2])
-    assert measured == ['resnext50_elastic.pth.tar']
+    assert measured[4:] == ['resnext50_elastic.pth.tar']
 
 
-def test_what_is_missing_is_told_in_a_line(tool, data, weights, tmp_path, capsys):
-    assert tool.error(capsys) == (
-        'error: nothing to evaluate on: give --imagenet DIR, --coco DIR or --voc DIR, or several of them'
-    )
+def test_what_is_missing_is_told_in_a_line(tool, data, tmp_path, capsys):
+    assert 'nothing to evaluate on: give --imagenet DIR, --coco DIR or --voc DIR' in tool.error(capsys)
     assert tool.error(capsys, '--coco', tmp_path / 'no') == f'error: no folder {tmp_path}/no'
     assert tool.error(capsys, '--coco', tmp_path) == f'error: no folder {tmp_path}/val2014'
     (tmp_path / 'empty').mkdir()
-    empty = Script(released, tmp_path / 'empty', f'--output {tmp_path}/out')
-    error = empty.error(capsys, *data)
+    error = Script(released, tmp_path / 'empty', f'--output {tmp_path}/out').error(capsys, *data)
     assert error.startswith(f'error: {tmp_path}/empty holds no released file; their names are resnext50.pth.tar, ')
     assert error.endswith(', deeplab_dla60x_elastic_pascal_v3_original_epoch50.pth')
-    assert 'no folder' in Script(released, tmp_path / 'nowhere').error(capsys, *data)
-    assert not (tmp_path / 'out').exists() or not (tmp_path / 'out' / 'released.json').exists()
-
-
-@pytest.mark.parametrize('content', ['{', '[1]', '{"x": 1}', json.dumps({IMAGENET: {'net': 'x'}}), '5'])
-def test_a_record_of_another_form_is_told(tool, data, tmp_path, capsys, content):
-    (tmp_path / 'out').mkdir()
-    (tmp_path / 'out' / 'released.json').write_text(content)
-    assert f'error: {tmp_path}/out/released.json is damaged or not of this tool' in tool.error(capsys, *data)
+    for content in '{', '[1]', '{"x": 1}', json.dumps({IMAGENET: {'net': 'x'}}), '5':
+        (tmp_path / 'out' / 'released.json').write_text(content)
+        assert f'error: {tmp_path}/out/released.json is damaged or not of this tool' in tool.error(capsys, *data)
 
 
 def test_the_released_files_are_of_nets_in_the_registries():
     assert len(released.RELEASED) == 10 + 8 + 6
-    for name, of in released.RELEASED.items():
-        assert of.arch in released.TASKS[of.task], name
+    assert all(of.arch in released.TASKS[of.task] for of in released.RELEASED.values())
     quoted = {of.arch: (of.published, of.source) for of in released.RELEASED.values() if of.published}
     assert quoted == model_table.PUBLISHED

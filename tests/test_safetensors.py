@@ -20,27 +20,23 @@ def test_tensors_are_read_in_every_type(tmp_path):
         assert torch.equal(read[name], value), name
 
 
-DAMAGES = {
-    'the last byte gone': lambda content: content[:-1],
-    'the last number gone': lambda content: content[:-4],
-    'header cut off': lambda content: content[:40],
-    'empty': lambda content: b'',
-    'a web page': lambda content: b'<html>404</html>',
-    'a list as header': lambda content: (2).to_bytes(8, 'little') + b'[]',
-    'an unknown type': lambda content: content.replace(b'"F32"', b'"X32"'),
-}
-
-
-@pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda content: content[:-1],
+        lambda content: content[:-4],  # a whole number less
+        lambda content: content[:40],
+        lambda content: b'',
+        lambda content: b'<html>404</html>',
+        lambda content: (2).to_bytes(8, 'little') + b'[]',
+        lambda content: content.replace(b'"F32"', b'"X32"'),
+    ],
+)
 def test_damaged_file_is_named(tmp_path, damage):
     path = tmp_path / 'model.safetensors'
+    with pytest.raises(UserError, match=f'cannot read {path}: No such file'):
+        safetensors_file.read(path)
     save_file({'a': torch.zeros(3, 4), 'b': torch.ones(5)}, path)
-    assert safetensors_file.read(path)['b'].tolist() == [1] * 5
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match='model.safetensors: not a safetensors file, or a damaged one'):
         safetensors_file.read(path)
-
-
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match='cannot read .*nowhere.safetensors: No such file'):
-        safetensors_file.read(tmp_path / 'nowhere.safetensors')

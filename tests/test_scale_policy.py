@@ -1,63 +1,51 @@
-"""Scale policies: the interface that observes elastic blocks, and what is measured with it."""
+"""Scale policies: the interface that observes elastic blocks, what is measured with it, and the tool that draws it."""
 
+import json
 from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
-import models
-from models.densenet import DenseLayer
 from models.elastic import Split, observed
+from tests.conftest import Script
+from tests.nets import FAMILIES, noise
+from tests.reference import load_weights
+from tools import scale_policy
 from utils.scale_policy import measure, stage_of
 
 STAGES = {  # blocks by stage: all of them, the elastic ones
-    'resnext50_elastic': ((6, 8, 5, 3), (6, 7, 4)),
-    'dla60x_elastic': ((2, 4, 8, 2), (1, 3, 7)),
-    'densenet201_elastic': ((10, 20, 40, 30), (10, 20, 40)),
+    'small': ((2, 2, 2, 1), (2, 1, 1)),
+    'dla_elastic': ((2, 2, 2, 2), (1, 1, 1)),
+    'densenet_elastic': ((2, 1, 1, 1), (2, 1, 1)),
 }
 
 
 def images(count: int = 2, pixels: int = 64) -> torch.Tensor:
-    return torch.randn(count, 3, pixels, pixels, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return noise(count, 3, pixels, pixels, dtype=torch.float64)
 
 
-@pytest.fixture(scope='module', params=STAGES)
-def family(request):
+@pytest.fixture(params=STAGES)
+def family(request, small):
     """The name of a net and the net, in float64 so that batches of any size agree, its residual branches awake."""
-    torch.manual_seed(0)
-    net = models.build_classifier(request.param, 8).double().eval()
-    for name, module in net.named_modules():
-        if name.endswith('bn3'):
-            nn.init.ones_(module.weight)
-    return request.param, net
-
-
-def summed(net: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    """What each elastic block's branches sum to, taken from around the block: where the sum goes."""
-    kept, handles = [], []
-    for block in net.modules():
-        if isinstance(block, DenseLayer) and block.elastic:
-            hook = block.register_forward_hook(lambda _, inputs, output: kept.append(output[:, inputs[0].shape[1] :]))
-            handles.append(hook)
-        elif isinstance(block, Split) and block.elastic:
-            handles.append(block.bn3.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].clone())))
-    net(x)
-    for handle in handles:
-        handle.remove()
-    return kept
+    build = small if request.param == 'small' else FAMILIES[request.param]
+    return request.param, load_weights(build(8).double()).eval()
 
 
 @torch.no_grad()
-def test_observed_branches_are_what_the_block_sums(family):
+def test_observed_branches_are_what_the_block_sums(family, monkeypatch):
     name, net = family
-    seen, x = [], images(1, 65)
+    blocks = {key: module for key, module in net.named_modules() if isinstance(module, Split)}
+    sums, seen = [], []
+    for block in blocks.values():
+        if block.elastic:
+            monkeypatch.setattr(block, 'merged', lambda x, of=block.merged: sums.append(of(x)) or sums[-1].clone())
     with observed(net, lambda name, output, branches: seen.append((name, branches))):
-        net(x)
-    assert [name for name, _ in seen] == [name for name, module in net.named_modules() if isinstance(module, Split)]
+        net(images(1, 65))
+    assert [name for name, _ in seen] == list(blocks)
     pairs = [branches for _, branches in seen if branches]
-    sums = summed(net, x)
     assert len(pairs) == len(sums) == sum(STAGES[name][1])
     for (full, half), expected in zip(pairs, sums, strict=True):
         torch.testing.assert_close(full + half, expected)
@@ -80,7 +68,7 @@ def test_a_net_in_training_or_without_elastic_blocks_is_refused(small):
     with pytest.raises(ValueError, match='training'), observed(small().train(), lambda *_: None):
         pass
     with pytest.raises(ValueError, match='no block is elastic'):
-        measure(models.dla60x(8).eval(), [], 64)
+        measure(FAMILIES['dla'](8).eval(), [], 64)
 
 
 @pytest.mark.parametrize('pixels', [64, 97])
@@ -109,13 +97,9 @@ def test_the_other_branch_wins_everywhere_where_one_is_silenced(family, silent):
     name, net = family
     last = ('conv2' if name.startswith('densenet') else 'conv3') + '_d' * (silent == 'half')
     blocks = [block for block in net.modules() if isinstance(block, Split) and block.elastic]
-    weights = [block.get_submodule(last).weight for block in blocks]
-    before = [weight.detach().clone() for weight in weights]
-    for weight in weights:
-        nn.init.zeros_(weight)
+    for block in blocks:
+        nn.init.zeros_(block.get_submodule(last).weight)
     policies = measure(net, [images()], 64)
-    for weight, value in zip(weights, before, strict=True):
-        weight.data.copy_(value)
     assert (policies.shares == (silent == 'half')).all()
     for image in range(2):
         sizes = Counter(size for block, size in zip(policies.blocks, policies.sizes(image), strict=True)
@@ -146,3 +130,77 @@ def test_responses_are_means_of_absolute_values_at_the_blocks_resolution(small):
     for image in range(2):
         expected = [torch.as_tensor(abs(branch[image].numpy()).mean()) for branch in (high, low)]
         torch.testing.assert_close(responses[image], torch.stack(expected))
+
+
+@pytest.fixture
+def saved(small, folder, tmp_path):
+    """A checkpoint of the small net for the classes of the folder."""
+    content = {'arch': 'small', 'task': 'imagenet', 'classes': sorted(path.name for path in (folder / 'val').iterdir())}
+    torch.save({**content, 'state_dict': small().state_dict()}, tmp_path / 'small.pth')
+    return tmp_path / 'small.pth'
+
+
+@pytest.fixture
+def tool(saved, tmp_path):
+    """The tool on this checkpoint, writing to out/policy.png."""
+    return Script(scale_policy, saved, f'--image-size 64 --device cpu --out {tmp_path}/out/policy.png')
+
+
+def numbers(tmp_path):
+    with Image.open(tmp_path / 'out' / 'policy.png') as picture:
+        assert picture.size[0] > 700
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {'policy.png', 'policy.json'}
+    return json.loads((tmp_path / 'out' / 'policy.json').read_text())
+
+
+@pytest.mark.parametrize('rows', [2, 24])
+def test_pictures(tool, saved, small, folder, tmp_path, monkeypatch, rows):
+    """A file of 2019 says neither its net nor its classes: the net can be given."""
+    monkeypatch.setattr('utils.policy_figure.MOST_ROWS', rows)
+    paths = [folder / 'val' / 'cat' / '0.png', folder / 'val' / 'ant' / '1.png', folder / 'train' / 'fox' / '2.png']
+    tool(*paths)
+    found = numbers(tmp_path)
+    assert [image['file'] for image in found['images']] == list(map(str, paths))
+    sizes = ['XL,L', 'XL,L', 'L', 'L,M', 'M', 'M,S', 'S']
+    assert [','.join(block['sizes']) for block in found['blocks']] == sizes
+    for image in found['images']:
+        assert all(size in offered.split(',') for size, offered in zip(image['sizes'].split(), sizes, strict=True))
+        shares = [full / (full + half) for full, half in zip(image['full'], image['half'], strict=True)]
+        assert image['shares'] == pytest.approx(shares, rel=1e-3)
+        assert image['share'] == pytest.approx(sum(shares) / 4, rel=1e-3)
+    torch.save(small().state_dict(), saved)
+    tool(*paths, '--arch', 'small')
+    assert numbers(tmp_path) == found
+
+
+@pytest.mark.parametrize('classes', [4, 24])
+def test_a_folder_by_class_and_its_extremes(tool, folder, tmp_path, monkeypatch, classes):
+    monkeypatch.setattr('utils.policy_figure.MOST_CLASSES', classes)
+    tool(folder / 'val', '-b', 5)
+    found = numbers(tmp_path)
+    assert list(found['classes']) == ['ant', 'bee', 'cat', 'dog', 'eel', 'fox']
+    assert len(found['images']) == 18
+    for name, summary in found['classes'].items():
+        members = [image for image in found['images'] if image['class'] == name]
+        assert summary['images'] == len(members) == 3
+        assert all(f'/val/{name}/' in image['file'] for image in members)
+        assert summary['share'] == pytest.approx(sum(image['share'] for image in members) / 3, rel=1e-3)
+        prefer = [sum(image['shares'][block] >= 0.5 for image in members) / 3 for block in range(4)]
+        assert summary['prefer_full'] == pytest.approx(prefer, rel=1e-3)
+    ranked = [image['file'] for image in sorted(found['images'], key=lambda image: image['share'])]
+    assert (found['least'], found['most']) == (ranked[:10], ranked[:-11:-1])
+
+
+def test_mistakes_are_one_line_and_leave_nothing(tool, saved, folder, tmp_path, capsys, monkeypatch):
+    picture = folder / 'val' / 'cat' / '0.png'
+    assert 'no picture and no folder' in tool.error(capsys, picture, folder / 'nowhere.png')
+    assert 'give one folder, or pictures' in tool.error(capsys, picture, folder / 'val')
+    assert f'cannot write {saved}/x.png' in tool.error(capsys, picture, '--out', f'{saved}/x.png')
+    assert '--out' in tool.error(capsys, picture, '--out', tmp_path / 'x.jpg')
+    assert '--image-size' in tool.error(capsys, picture, '--image-size', 31)
+    assert 'small.pth: a checkpoint of small' in tool.error(capsys, picture, '--arch', 'resnext50_elastic')
+    picture.write_bytes(picture.read_bytes()[:200])
+    assert str(picture) in tool.error(capsys, picture)
+    monkeypatch.setattr(scale_policy, 'is_elastic', lambda model: False)
+    assert 'small has no elastic block' in tool.error(capsys, folder / 'val')
+    assert not list(tmp_path.glob('out/*'))

@@ -6,55 +6,47 @@ import signal
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, get_worker_info
 
-from tests.runs import LAST, assert_same, content
+from tests.conftest import TinyNet
+from tests.runs import assert_same, content
 from utils import image_folder
 
-LOST = r'error: DataLoader worker \(pid \d+\) is killed by signal: Killed; if memory ran out, .*--auto-resume goes on'
 
-
-@pytest.fixture(autouse=True)
-def handler():
-    """PyTorch sets its handler once a process: a loss takes it away, and other tests need it."""
-    next(iter(torch.utils.data.DataLoader([0], num_workers=1)))
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    signal.signal(signal.SIGCHLD, before)
-
-
-def die_at(monkeypatch, call, end):
-    """Let the first worker end at the picture counted `call` that it opens."""
+@pytest.fixture
+def die(monkeypatch):
+    """Lets a worker end at the 13th picture that it opens."""
+    next(iter(DataLoader([0], num_workers=1)))
+    handler = signal.getsignal(signal.SIGCHLD)  # which PyTorch sets once a process, and a loss takes away
     load, opened = image_folder.open_image, []
 
-    def deadly(path):
-        worker = torch.utils.data.get_worker_info()
-        if worker is not None:
-            opened.append(path)
-            if len(opened) == call and worker.id == 0:
-                end()
-        return load(path)
+    def set_up(end):
+        def deadly(path):
+            if get_worker_info():
+                opened.append(path)
+                if len(opened) == 13:
+                    end()
+            return load(path)
 
-    monkeypatch.setattr(image_folder, 'open_image', deadly)
+        monkeypatch.setattr(image_folder, 'open_image', deadly)
+
+    yield set_up
+    signal.signal(signal.SIGCHLD, handler)
 
 
-def test_killed_worker_is_one_line_and_the_run_goes_on(classify, tmp_path, capsys, monkeypatch):
-    classify('--output', tmp_path / 'whole')
-    arguments = '--output', tmp_path / 'parts', '-j', 1, '--save-steps', 1
-    with monkeypatch.context() as patch:
-        die_at(patch, 20, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        assert re.match(LOST, classify.error(capsys, *arguments))
+def test_killed_worker_is_one_line_and_the_run_goes_on(classify, tmp_path, capsys, die):
+    arguments = '--epochs', 1, '--save-steps', 1, '--output', tmp_path
+    classify(*arguments[:-1], tmp_path / 'whole')
+    die(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    lost = r'error: DataLoader worker \(pid \d+\) is killed by signal: Killed; if memory ran out, .*--auto-resume goes'
+    assert re.match(lost, classify.error(capsys, *arguments, '-j', 1))
     classify(*arguments, '--auto-resume')
-    assert_same(content(tmp_path / 'parts'), content(tmp_path / 'whole'))
+    assert_same(content(tmp_path), content(tmp_path / 'whole'))
 
 
-def test_killed_worker_of_an_evaluation_is_one_line(classify, tmp_path, capsys, monkeypatch):
-    classify('--output', tmp_path, '--epochs', 1)
-    die_at(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    assert re.match(LOST, classify.error(capsys, '--evaluate', '--resume', tmp_path / LAST, '-j', 1))
-
-
-def test_worker_that_ends_itself_is_one_line(classify, tmp_path, capsys, monkeypatch):
-    die_at(monkeypatch, 3, lambda: os._exit(3))
-    told = classify.error(capsys, '--output', tmp_path, '-j', 1)
+def test_worker_of_an_evaluation_that_ends_itself_is_one_line(classify, tmp_path, capsys, die):
+    torch.save(TinyNet(6).state_dict(), tmp_path / 'net')
+    die(lambda: os._exit(3))
+    told = classify.error(capsys, '--evaluate', '--resume', tmp_path / 'net', '-j', 1)
     ways = 'with status|unexpectedly with exit code'
     assert re.match(rf'error: DataLoader worker \(pid \d+\) exited ({ways}) 3; if memory ran out', told), told

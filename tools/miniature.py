@@ -169,7 +169,8 @@ class Runs:
         torch.manual_seed(seed)
         recipe, epochs = self.recipe, self.recipe.epochs(len(train))
         model = self.compute.place(build(net, len(train.classes)))
-        optimizer = SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
+        fused = self.compute.device.type == 'cuda'
+        optimizer = SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=fused)
         at = [part * epochs for part in recipe.drops]
         return Learner(
             model,

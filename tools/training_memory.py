@@ -74,7 +74,7 @@ def training(arch: str, batch: int, recomputed: bool, args: Namespace) -> Callab
         freeze_norms(model)
     model = compute.place(model)
     train_but_frozen_norms(model)
-    optimizer = torch.optim.SGD(model.parameters(), 0.007, 0.9)
+    optimizer = torch.optim.SGD(model.parameters(), 0.007, 0.9, fused=compute.device.type == 'cuda')
     learner = Learner(model, model, segmentation_loss, compute, optimizer, lambda epoch: 0.007)
     images = compute.images(torch.randn(batch, 3, args.crop_size, args.crop_size))
     labels = torch.randint(0, len(CLASSES), (batch, args.crop_size, args.crop_size), dtype=torch.uint8)

@@ -45,7 +45,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Where a run computes, what it writes and how it goes on: the same on every script."""
     add = parser.add_argument_group('run').add_argument
     add_device_argument(add)
-    add('--amp', choices=list(DTYPES), default='off', help='mixed precision')
+    add('--amp', choices=list(DTYPES), default='off', help='precision of products; tf32, fp16: GPUs only')
     add('--no-channels-last', action='store_true', help='contiguous feature maps, slower')
     add('--compile', action='store_true', help='torch.compile the net')
     add('--seed', type=random_seed, metavar='N', help='of initial values, order and augmentation; 0 unless given')

@@ -1,7 +1,6 @@
 """Where and in which precision a net runs."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from inspect import signature
 from typing import Any
 
@@ -18,7 +17,36 @@ Runner = Callable[[Tensor], Tensor]  # a net as it is called: images N x 3 x H x
 _SYNC_BUFFERS = 'forward_sync_buffers', 'broadcast_buffers'
 OWN_BUFFERS = {next(name for name in _SYNC_BUFFERS if name in signature(DistributedDataParallel).parameters): False}
 
-DTYPES = {'off': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+DTYPES = {'off': torch.float32, 'tf32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+class Autocast(nn.Module):
+    """A net that casts by itself: DataParallel calls it in threads of its own, which do not know the caller's dtype."""
+
+    def __init__(self, net: nn.Module, device_type: str, dtype: torch.dtype):
+        super().__init__()
+        self.net, self.device_type, self.dtype = net, device_type, dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As the net's."""
+        with torch.autocast(self.device_type, self.dtype):
+            return self.net(images)
+
+
+class HostCopy:
+    """A tensor on its way to the host: nothing waits for a GPU until the copy is asked for."""
+
+    def __init__(self, tensor: Tensor):
+        self.copy, self.arrived = tensor.to('cpu', non_blocking=tensor.is_cuda), None
+        if tensor.is_cuda:
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def get(self) -> Tensor:
+        """The copy, once it is whole."""
+        if self.arrived:
+            self.arrived.synchronize()
+        return self.copy
 
 
 class Compute:
@@ -38,7 +66,11 @@ class Compute:
             self.device = torch.device('cuda', torch.cuda.current_device())
         if amp == 'fp16' and self.device.type == 'cpu':
             raise UserError('--amp fp16 needs a GPU: on CPU use --amp bf16 or --amp off')
+        if amp == 'tf32' and self.device.type != 'cuda':
+            raise UserError('--amp tf32 needs a GPU of NVIDIA: use --amp bf16 or --amp off')
         self.dtype = DTYPES[amp]
+        if self.device.type == 'cuda':
+            set_up_gpu(self.device, tf32=amp == 'tf32')
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.compile, self.loss_scale = compile, loss_scale
 
@@ -57,18 +89,17 @@ class Compute:
         Each process keeps its own running statistics, as the reference's did.
         """
         runner: nn.Module = model
+        if train and self.dtype != torch.float32:  # for tests the weights themselves are in this precision
+            runner = Autocast(model, self.device.type, self.dtype)
         if train and is_distributed():
-            runner = DistributedDataParallel(model, **OWN_BUFFERS)
+            runner = DistributedDataParallel(runner, gradient_as_bucket_view=True, **OWN_BUFFERS)
         elif self.devices > 1:
-            runner = nn.DataParallel(model)
+            runner = nn.DataParallel(runner)
         return torch.compile(runner) if self.compile else runner
 
     def place_for_test(self, model: nn.Module) -> nn.Module:
         """As `place`, with the weights in this precision: without autocast nothing is cast from batch to batch."""
         return model.to(self.device, self.dtype, memory_format=self.layout)
-
-    def autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def scaler(self) -> torch.amp.GradScaler:
         """Keeps small gradients above fp16's smallest number; passes everything through in other precisions."""
@@ -76,7 +107,11 @@ class Compute:
 
     def images(self, images: Tensor) -> Tensor:
         """Move a batch N x 3 x H x W to the device, in its layout."""
-        return images.to(self.device, memory_format=self.layout, non_blocking=True)
+        return self.copied(images).to(memory_format=self.layout)
+
+    def copied(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device; without waiting where that is safe, on a GPU and from pinned memory."""
+        return tensor.to(self.device, non_blocking=self.device.type == 'cuda' and tensor.is_pinned())
 
     def of_any_number(self, images: Tensor) -> Tensor:
         """The batch, which a compiled net is to take as one of two images or more, so that it is compiled only once."""
@@ -87,19 +122,34 @@ class Compute:
     def targets(self, targets: Any) -> Any:
         """Move a tensor, or a named tuple of tensors, to the device."""
         if isinstance(targets, Tensor):
-            return targets.to(self.device, non_blocking=True)
+            return self.copied(targets)
         return type(targets)(*map(self.targets, targets))
 
     @property
     def name(self) -> str:
         """What the device is called."""
-        return torch.cuda.get_device_name() if self.device.type == 'cuda' else self.device.type
+        return torch.cuda.get_device_name(self.device) if self.device.type == 'cuda' else self.device.type
 
     def __str__(self) -> str:
         number = self.devices * world_size()
         count = f'{number} x ' if number > 1 else ''
         layout = 'channels-last' if self.layout is torch.channels_last else 'contiguous'
         return f'{count}{self.name}, {str(self.dtype).removeprefix("torch.")}, {layout}' + ', compiled' * self.compile
+
+
+def on_gpu(name: str) -> bool:
+    """Whether that device is of CUDA, where the optimizer's fused operations never wait, not even for a loss scale."""
+    return pick_device(name).type == 'cuda'
+
+
+def set_up_gpu(device: torch.device, tf32: bool) -> None:
+    """Make a numbered GPU the current one, let cuDNN choose its fastest algorithms, as the reference did, and decide
+    for convolutions and matrix products alike whether float32 may be rounded to TF32, which no card of 2019 did."""
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark = True
+    for operations in torch.backends.cuda.matmul, torch.backends.cudnn.conv:
+        operations.fp32_precision = 'tf32' if tf32 else 'ieee'
 
 
 def pick_device(name: str) -> torch.device:

@@ -22,7 +22,9 @@ class ConfusionMatrix:
         total = len(self.classes)
         predictions, targets = predictions.flatten().long(), targets.flatten().long()
         cells = torch.where(targets == IGNORED, total * total, targets * total + predictions)
-        self.counts += torch.bincount(cells, minlength=total * total + 1)[:-1].view(total, total)
+        # Not bincount: on a GPU it waits, to see how many bins there are.
+        bins = cells.new_zeros(total * total + 1).scatter_add_(0, cells, torch.ones_like(cells))
+        self.counts += bins[:-1].view(total, total)
 
     def reduce(self) -> None:
         """Let every process have the counts of all."""

@@ -48,7 +48,7 @@ class DeviceLoader:
 
     def __init__(self, dataset: Dataset, batches: TrainBatches | EvalBatches, compute: Compute, workers: int):
         self.batches, self.compute = batches, compute
-        workers = min(workers, available_cores())
+        workers = min(workers, max(available_cores() // processes_here(), 1))
         self.loader = DataLoader(
             Seeded(dataset, batches.seed),
             batch_sampler=batches,
@@ -56,38 +56,41 @@ class DeviceLoader:
             collate_fn=collate,
             pin_memory=compute.device.type == 'cuda',
             worker_init_fn=obey_parent_only,
-            persistent_workers=workers > 0,
         )
         self.mean, self.std = (torch.tensor(values, device=compute.device) for values in (MEAN, STD))
+        # One for all epochs: no other stream takes over the memory that is kept for this one.
+        self.stream = torch.cuda.Stream(compute.device) if compute.device.type == 'cuda' else None
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         """All batches, or those from where training batches were told to seek. Raises a sample's UserError."""
-        return self._ahead() if self.compute.device.type == 'cuda' else map(self._placed, self._loaded())
+        return self._ahead(self.stream) if self.stream else map(self._placed, self._loaded())
 
     def _loaded(self) -> Iterator[Any]:
         """The batches as workers make them; UserError that names one that died, and its signal.
 
         That shows in many ways, such as an EOFError over a batch that was being handed over.
         """
-        batches = iter(self.loader)
-        workers = multiprocessing.active_children()
+        workers: list[multiprocessing.Process] = []
         try:
+            batches = iter(self.loader)
+            workers = multiprocessing.active_children()
             yield from batches
         except (RuntimeError, EOFError, ConnectionError) as error:
-            multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)
-            dead = [worker for worker in workers if worker.exitcode]
+            ending = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)
+            dead = [worker for worker in workers if worker.sentinel in ending]
             if not dead:
                 raise
+            dead[0].join()  # else its end could be told once more, later
             code = dead[0].exitcode
             how = f'exited with status {code}' if code > 0 else f'is killed by signal: {signal.strsignal(-code)}'
             raise _lost(f'DataLoader worker (pid {dead[0].pid}) {how}') from error
 
-    def _ahead(self) -> Iterator[tuple[Tensor, Any]]:
+    def _ahead(self, side: torch.cuda.Stream) -> Iterator[tuple[Tensor, Any]]:
         """On a GPU: each batch is copied and normalised on a stream of its own, while the one before it is used."""
-        main, side, ready = torch.cuda.current_stream(), torch.cuda.Stream(), None
+        main, ready = torch.cuda.current_stream(side.device), None
         for batch in self._loaded():
             with torch.cuda.stream(side):
                 upcoming = self._placed(batch)
@@ -104,8 +107,8 @@ class DeviceLoader:
         if isinstance(batch, UserError):
             raise batch
         images, targets = batch
-        images = images.to(self.compute.device, non_blocking=True)
-        return self.compute.images(self.normalise(images)), self.compute.targets(targets)
+        images = self.normalise(self.compute.copied(images))
+        return self.compute.images(images), self.compute.targets(targets)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 N x 3 x H x W to float32, channels-last: to 0..1, then by ImageNet's mean and standard deviation.
@@ -153,6 +156,11 @@ def collate(samples: Sequence[Any]) -> Any:
 def available_cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def processes_here() -> int:
+    """The processes of this job on this machine, which share its cores, as torch.distributed.run tells."""
+    return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
 
 
 def _mix(*numbers: int) -> int:

@@ -3,9 +3,11 @@
 import os
 import re
 import sys
+import threading
+import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +18,7 @@ from torch import Tensor, distributed
 from torch.distributed import Store
 from torch.distributed.rendezvous import rendezvous
 
-from utils.errors import UserError, tell
+from utils.errors import UserError, named, tell
 
 LOCAL = 'tcp://127.0.0.1:23456'  # where processes of one machine meet if nobody says: apex.parallel.multiproc
 # Of a process that is gone gloo and the store in a file tell by plain RuntimeErrors.
@@ -38,32 +40,73 @@ def job(args: Namespace) -> Iterator[None]:
     if number is None or number >= world:
         raise UserError(f'--world-size {world} needs a --rank from 0 to {world - 1} in each process')
     address = args.dist_url or ('env://' if launched else LOCAL)
+    told = f'process {number} of {world} ({address}) cannot go on without the others'
     try:
-        _meet(args, number, world, address)
+        watchdog = Watchdog(*_meet(args, number, world, address), told)
         yield
+        watchdog.stop()
+        everyones(None)  # nobody ends, and is missed, before all have stopped watching
     except UserError as error:
         _leave(error)
     except RuntimeError as error:
         if not (isinstance(error, distributed.DistError) or LOST.search(str(error))):
             raise
-        told = f'process {number} of {world} ({address}) cannot go on without the others'
         _leave(UserError(f'{told}; one of them ended or was silent for --dist-timeout: {error}'))
     except SystemExit:
+        watchdog.stop()
         distributed.destroy_process_group()
         raise
     else:
         distributed.destroy_process_group()
 
 
+class Watchdog:
+    """Ends this process with a line when another has been silent for half of the timeout.
+
+    A thread of its own tells the others through the store that this process lives: the main one may be stuck where
+    no error reaches it, behind a GPU's operations that wait for a process that is gone.
+    """
+
+    def __init__(self, store: Store, number: int, world: int, timeout: float, told: str):
+        # A connection of its own: the main thread may be waiting for an answer on the other.
+        self.store, self.number, self.timeout, self.told = store.clone(), number, timeout, told
+        self.beats = dict.fromkeys(range(world), (-1, time.monotonic()))  # count and moment of each one's last
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self.stopped.set()
+        self.thread.join(1)
+
+    def _watch(self) -> None:
+        while not self.stopped.wait(min(self.timeout / 10, 5)):
+            with suppress(RuntimeError):  # the store ended with the process that kept it: then all are silent
+                self.store.add(f'beats of {self.number}', 1)
+                for number, (before, _) in self.beats.items():
+                    count = self.store.add(f'beats of {number}', 0)
+                    if count != before:
+                        self.beats[number] = count, time.monotonic()
+            silent = [n for n, (_, last) in self.beats.items() if time.monotonic() - last > self.timeout / 2]
+            if silent and not self.stopped.is_set():
+                _leave(UserError(f'{self.told}; process {named(silent)} was silent for half of --dist-timeout'))
+
+
+LEAVING = threading.Lock()  # never released: who comes second, to tell of the same end, waits for it
+
+
 def _leave(error: UserError) -> NoReturn:
     """End without a farewell: the groups' own would wait for, or abort over, operations that never end."""
+    LEAVING.acquire()
     tell(error)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
 
 
-def _meet(args: Namespace, number: int, world: int, address: str) -> None:
+def _meet(args: Namespace, number: int, world: int, address: str) -> tuple[Store, int, int, float]:
+    """Join the others; the store they share, this one's number, how many they are, and the timeout in seconds."""
     on_gpus = args.device in ('auto', 'cuda') and torch.cuda.is_available()
     if on_gpus:
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', number)) % torch.cuda.device_count())
@@ -77,6 +120,7 @@ def _meet(args: Namespace, number: int, world: int, address: str) -> None:
     # NCCL cannot send what is not on a GPU.
     backend = 'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend
     distributed.init_process_group(backend, store=store, rank=number, world_size=world, timeout=timeout)
+    return store, number, world, args.dist_timeout
 
 
 def _rendezvous(address: str, number: int, world: int, timeout: timedelta) -> tuple[Store, int, int]:

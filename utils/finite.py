@@ -6,25 +6,26 @@ from torch import Tensor, nn
 from utils.distributed import everyones, together
 from utils.errors import UserError
 
+EPOCH = 2**32  # more steps than any epoch has
+
 
 class FiniteLoss:
     """Remembers, on the device, the first step whose loss was not finite; asking waits for the device."""
 
     def __init__(self, device: torch.device):
-        self.first_bad = torch.full((2,), -1, dtype=torch.int64, device=device)
+        self.first_bad = torch.tensor(-1, device=device)  # epoch * EPOCH + step
 
     def note(self, loss: Tensor, epoch: int, step: int) -> None:
         """Look at the loss () of a step, without waiting."""
-        here = torch.tensor([epoch, step]).to(self.first_bad.device, non_blocking=True)
-        is_first = (self.first_bad[0] < 0) & ~torch.isfinite(loss.detach())
-        self.first_bad = torch.where(is_first, here, self.first_bad)
+        is_first = (self.first_bad < 0) & ~torch.isfinite(loss.detach())
+        self.first_bad = torch.where(is_first, epoch * EPOCH + step, self.first_bad)
 
     def check(self, advice: str) -> None:
         """UserError that names the first bad epoch and step of any process, if there is one, and gives the advice."""
-        bad = [place for place in everyones(self.first_bad.tolist()) if place[0] >= 0]
+        bad = [place for place in everyones(self.first_bad.item()) if place >= 0]
         with together():
             if bad:
-                epoch, step = min(bad)
+                epoch, step = divmod(min(bad), EPOCH)
                 raise UserError(f'the loss is not finite at epoch {epoch}, step {step}; {advice}')
 
 

@@ -37,10 +37,9 @@ class Learner:
         return nullcontext() if alone else self.runner.no_sync()
 
     def forward(self, images: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
-        """Outputs, in float32, and mean loss of a micro-batch."""
-        with self.compute.autocast():
-            outputs = self.runner(self.compute.of_any_number(images))
-        outputs = outputs.float()
+        """Outputs, in float32 at least, and mean loss of a micro-batch."""
+        outputs = self.runner(images)
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return outputs, self.loss(outputs, targets)
 
     def tester(self) -> Runner:

@@ -151,7 +151,7 @@ def step_of(way: Way, work: Work) -> Step:
         keep_freed_memory(compute.device)
     model = compute.place(way.build())
     images = compute.images(torch.randn(work.batch_size, 3, work.image_size, work.image_size))
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, fused=compute.device.type == 'cuda')
     learner = Learner(model, compute.runner(model, train=True), cross_entropy, compute, optimizer, lambda epoch: 1e-3)
     return training(learner, images) if work.train else testing(learner, images, fuse=way.ours and not way.reference)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from utils.compute import HostCopy
 from utils.confusion import IGNORED, ConfusionMatrix
 from utils.distributed import sum_over_processes, world_size
 from utils.meters import Average
@@ -84,6 +85,7 @@ class SegmentationScores:
     ):
         self.confusion, self.loss = ConfusionMatrix(device, classes), Average(device)
         self.done, self.images, self.keep = 0, images, keep
+        self.copies: tuple[HostCopy, HostCopy] | None = None  # of the last batch's predictions and indices
 
     def update(self, loss: Tensor, outputs: Tensor, targets: Target) -> None:
         """Count a batch: its mean loss (), scores N x C x H x W, labels and indices."""
@@ -91,7 +93,15 @@ class SegmentationScores:
         self.loss.update(loss, len(predictions))
         self.confusion.update(predictions, targets.labels)
         self.done += len(predictions)
-        self.keep(predictions.cpu(), targets.index.tolist())
+        copies = HostCopy(predictions), HostCopy(targets.index)
+        self._keep_copies()  # of the batch before, while the device is busy with this one
+        self.copies = copies
+
+    def _keep_copies(self) -> None:
+        if self.copies:
+            predictions, index = self.copies
+            self.keep(predictions.get(), index.get().tolist())
+        self.copies = None
 
     def reduce(self) -> None:
         self.confusion.reduce()
@@ -102,7 +112,8 @@ class SegmentationScores:
         return f'{min(self.done * world_size(), self.images)}/{self.images}'
 
     def compute(self) -> dict[str, Any]:
-        """The mean loss and what ConfusionMatrix computes."""
+        """The mean loss and what ConfusionMatrix computes; the last predictions are handed on."""
+        self._keep_copies()
         return {'loss': self.loss.average, **self.confusion.compute()}
 
     def summary(self, results: dict[str, Any]) -> str:

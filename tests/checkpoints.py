@@ -1,0 +1,61 @@
+"""Files as the reference wrote them, what does harm if it is unpickled naively, and a process that is killed."""
+
+import os
+
+import torch
+
+from tests.conftest import TinyNet
+from utils import checkpoint
+
+
+def trained(classes=5, seed=0):
+    """A TinyNet after one update, and its optimizer, which holds momentum but of a weight that gets no gradient."""
+    torch.manual_seed(seed)
+    model = TinyNet(classes)
+    model.block.conv1_d.weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
+    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def released(model, optimizer):
+    """The dict that the reference saved, its optimizer keyed by the parameters' ids as PyTorch did until 1.3."""
+    saved = optimizer.state_dict()
+    ids = [140_000_000_000_000 - 64 * position for position in saved['param_groups'][0]['params']]
+    group = {'lr': 0.1, 'momentum': 0.9, 'dampening': 0, 'weight_decay': 1e-4, 'nesterov': False, 'params': ids}
+    old = {'state': {ids[position]: value for position, value in saved['state'].items()}, 'param_groups': [group]}
+    state = checkpoint.state_dict(model)
+    return {'epoch': 7, 'arch': 'tiny', 'state_dict': state, 'best_err1': torch.tensor(21.5), 'optimizer': old}
+
+
+def momenta(model, optimizer):
+    """The momentum of each parameter that has one, by the parameter's name."""
+    return {
+        name: optimizer.state[parameter]['momentum_buffer']
+        for name, parameter in model.named_parameters()
+        if optimizer.state.get(parameter)
+    }
+
+
+class Hostile:
+    """Unpickling it naively makes a folder."""
+
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+def killed_at(patch, module, name, number, suffix=''):
+    """The process ends in place of a function's call: of those whose last argument ends so, the one of this number."""
+    function, calls = getattr(module, name), []
+
+    def counting(*args):
+        calls.extend([args] * str(args[-1]).endswith(suffix))
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return function(*args)
+
+    patch.setattr(module, name, counting)
