@@ -111,6 +111,7 @@ def assert_trains(net: nn.Module, case: str, loss_of: Callable[[Tensor, int], Te
     loss.backward()
     parameters = dict(net.named_parameters())
     assert {name for name, p in parameters.items() if p.grad is None} == set(recorded['no_gradient'])
+    assert {name for name, p in parameters.items() if not p.requires_grad} == set(recorded['no_gradient'])
     assert_norms({name: p.grad for name, p in parameters.items() if p.grad is not None}, recorded['grad_norms'], 1e-4)
     unused = {name.rpartition('.')[0] for name in recorded['no_gradient']}
     buffers = {name: b for name, b in net.named_buffers() if name.rpartition('.')[0] not in unused}

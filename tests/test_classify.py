@@ -13,7 +13,7 @@ import torch
 import docker_classify
 from tests.conftest import Script
 from tests.runs import LAST, MEASURED, PAIR, content, epochs
-from utils import output, task
+from utils import compute, output, task
 from utils.errors import UserError
 from utils.run import Run
 
@@ -63,11 +63,11 @@ def test_docker_classify_as_one_process_uses_one_gpu_and_classify_all(classify, 
     assert 'fewer than one batch (--batch-size 20 on --num-gpus 2)' in docker.error(capsys, '-b', 20)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
     monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
-    monkeypatch.setattr('utils.compute.set_up_gpu', lambda *_, **__: None)
+    monkeypatch.setattr(compute, 'set_up_gpu', lambda device, tf32: None)
     seen = []
 
-    def look(_task, _args, compute, micro_batch, _batch_size):
-        seen.append((compute.devices, str(compute.device), micro_batch))
+    def look(_task, _args, found, micro_batch, _batch_size):
+        seen.append((found.devices, str(found.device), micro_batch))
         raise UserError('seen')
 
     monkeypatch.setattr(task, 'check_training', look)

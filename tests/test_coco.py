@@ -6,20 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from tests.pictures import write_json
+from tests.pictures import annotations, write_json
 from utils.coco import open_part, read_table, squashed
 from utils.errors import UserError
-
-
-def annotations():
-    """Two categories in an order of their own, three images of which one is empty, areas on the bounds of the sizes."""
-    names = 'id', 'image_id', 'category_id', 'area', 'iscrowd'
-    rows = (10, 1, 90, 0, 0), (11, 1, 1, 32**2 - 1, 1), (20, 2, 90, 32**2, 0), (21, 2, 1, 96**2, 1)
-    return {
-        'images': [{'id': n, 'file_name': f'{n}.jpg'} for n in (1, 2, 7)],
-        'categories': [{'id': 90, 'name': 'toothbrush'}, {'id': 1, 'name': 'person'}],
-        'annotations': [dict(zip(names, row, strict=True)) for row in rows],
-    }
 
 
 def test_table_has_categories_in_the_files_order_and_empty_images(tmp_path, capsys):

@@ -54,9 +54,7 @@ def variants(photo):
         'palette.png': (small.quantize(9), {}),
         'alpha.png': (small.convert('RGBA'), {}),
         'sixteen.png': (Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)), {}),
-        'plain.webp': (small, {}),
         'plain.tif': (small, {}),
-        'plain.bmp': (small, {}),
     }
 
 

@@ -9,9 +9,6 @@ from torch import nn
 from models.recompute import RecomputedSequential, frozen_statistics
 from tests.nets import NETS, filled, noise, on_meta
 
-# With them the nets of full size are compared with the reference in test_models.py.
-every_net_that_can = pytest.mark.parametrize('name', ['densenet_elastic', 'deeplab', 'dla_up'])
-
 
 def step(net: nn.Module) -> list:
     """One training step's output, gradients and statistics."""
@@ -25,8 +22,9 @@ def nets(name: str = 'densenet_elastic') -> list[nn.Module]:
     return [filled(name, 5, checkpoint_activations=on) for on in (False, True)]
 
 
-@every_net_that_can
+@pytest.mark.parametrize('name', ['densenet_elastic', 'deeplab', 'dla_up'])
 def test_outputs_gradients_and_statistics_are_identical(name):
+    """So that the nets of full size are compared with the reference in one way only, recomputed (test_models.py)."""
     plain, recomputed = (step(net) for net in nets(name))
     assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
 

@@ -106,22 +106,17 @@ def test_the_numbers_are_those_that_the_scripts_print(tool, data, sample, weight
 
 def test_the_tables_have_cost_published_numbers_and_differences(tool, data, tmp_path, capsys):
     tool(*data)
-    told = capsys.readouterr()
-    assert told.out == (tmp_path / 'out' / 'released.md').read_text()
-    assert '\ndensenet201_elastic.pth.tar:  * Err@1 ' in told.err
-    cells = [line.strip('| ').split(' | ') for line in told.out.splitlines() if line.startswith('| ')]
-    headers = [row[2:] for row in cells if row[0] == 'net']
-    for header, names in zip(headers, (['Err@1', 'Err@5'], COLUMNS, ['Mean IoU']), strict=True):
-        assert header[1:] == ['published (%)', 'source', *(f'{name} (%)' for name in names), 'difference']
-    assert [header[0] for header in headers] == ['GMACs at 224', 'GMACs at 224', 'GMACs at 513']
+    text = capsys.readouterr().out
+    assert text == (tmp_path / 'out' / 'released.md').read_text()
     row, parameters = record(tmp_path)[OTHER], sum(value.numel() for value in TinyNet().parameters())
     err1, err5 = (row['measured'][name] for name in ('err1', 'err5'))
     assert (row['parameters'], row['difference']) == (parameters, {'err1': err1 - 22.1, 'err5': err5 - 6})
+    header = '| net | parameters (M) | GMACs at 224 | published (%) | source | Err@1 (%) | Err@5 (%) | difference |'
+    shown = f'Err@1 22.1, Err@5 6.0 | {model_table.CSPNET} | {err1:.2f} | {err5:.2f}'
     difference = f'Err@1 {err1 - 22.1:+.2f}, Err@5 {err5 - 6:+.2f}'
-    shown = ['Err@1 22.1, Err@5 6.0', model_table.CSPNET, f'{err1:.2f}', f'{err5:.2f}', difference]
-    assert [row[3:] for row in cells if row[0] == 'densenet201_elastic'] == [shown]
-    assert [(*row[3:5], row[-1]) for row in cells if row[0] == 'dla60x'] == 2 * [('-', '-', '-')]
-    assert '\n- Files that were not there: coco_resnext50.pth.tar, coco_resnext50_elastic.pth.tar,' in told.out
+    assert header in text and f' | {shown} | {difference} |\n' in text
+    assert len(re.findall(r'^\| dla60x \| 0.0\d \| [\d.]+ \| - \| - \| .* \| - \|$', text, re.M)) == 2  # COCO's, VOC's
+    assert '\n- Files that were not there: coco_resnext50.pth.tar, coco_resnext50_elastic.pth.tar,' in text
 
 
 def test_only_what_is_not_known_or_has_changed_is_measured(tool, sample, weights, measured, tmp_path, capsys):

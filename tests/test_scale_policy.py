@@ -108,16 +108,6 @@ def test_the_other_branch_wins_everywhere_where_one_is_silenced(family, silent):
         assert sizes == dict(zip(offered, STAGES[name][1], strict=True))
 
 
-def test_a_batch_is_measured_as_one_by_one(family):
-    net, x = family[1], images(3)
-    batch, alone = measure(net, [x], 64), measure(net, x.split(1), 64)
-    assert batch.responses.shape == (3, sum(STAGES[family[0]][1]), 2)
-    assert 0 < batch.shares.min() < batch.shares.max() < 1
-    torch.testing.assert_close(batch.responses, alone.responses)
-    assert [batch.sizes(i) for i in range(3)] == [alone.sizes(i) for i in range(3)]
-    assert batch.by_share() == sorted(range(3), key=batch.shares.mean(1).tolist().__getitem__)
-
-
 def test_responses_are_means_of_absolute_values_at_the_blocks_resolution(small):
     net, kept = small().double(), []
     block = net.layer1[0]
@@ -155,19 +145,18 @@ def numbers(tmp_path):
 
 @pytest.mark.parametrize('rows', [2, 24])
 def test_pictures(tool, saved, small, folder, tmp_path, monkeypatch, rows):
-    """A file of 2019 says neither its net nor its classes: the net can be given."""
+    """Also with a file of 2019, which names neither its net nor its classes."""
     monkeypatch.setattr('utils.policy_figure.MOST_ROWS', rows)
     paths = [folder / 'val' / 'cat' / '0.png', folder / 'val' / 'ant' / '1.png', folder / 'train' / 'fox' / '2.png']
     tool(*paths)
     found = numbers(tmp_path)
     assert [image['file'] for image in found['images']] == list(map(str, paths))
-    sizes = ['XL,L', 'XL,L', 'L', 'L,M', 'M', 'M,S', 'S']
-    assert [','.join(block['sizes']) for block in found['blocks']] == sizes
+    offered = [block['sizes'] for block in found['blocks']]
+    assert offered == [['XL', 'L'], ['XL', 'L'], ['L'], ['L', 'M'], ['M'], ['M', 'S'], ['S']]
     for image in found['images']:
-        assert all(size in offered.split(',') for size, offered in zip(image['sizes'].split(), sizes, strict=True))
+        assert all(size in sizes for size, sizes in zip(image['sizes'].split(), offered, strict=True))
         shares = [full / (full + half) for full, half in zip(image['full'], image['half'], strict=True)]
-        assert image['shares'] == pytest.approx(shares, rel=1e-3)
-        assert image['share'] == pytest.approx(sum(shares) / 4, rel=1e-3)
+        assert [image['share'], *image['shares']] == pytest.approx([sum(shares) / 4, *shares], rel=1e-3)
     torch.save(small().state_dict(), saved)
     tool(*paths, '--arch', 'small')
     assert numbers(tmp_path) == found
@@ -179,11 +168,9 @@ def test_a_folder_by_class_and_its_extremes(tool, folder, tmp_path, monkeypatch,
     tool(folder / 'val', '-b', 5)
     found = numbers(tmp_path)
     assert list(found['classes']) == ['ant', 'bee', 'cat', 'dog', 'eel', 'fox']
-    assert len(found['images']) == 18
     for name, summary in found['classes'].items():
-        members = [image for image in found['images'] if image['class'] == name]
-        assert summary['images'] == len(members) == 3
-        assert all(f'/val/{name}/' in image['file'] for image in members)
+        members = [image for image in found['images'] if f'/val/{name}/' in image['file']]
+        assert summary['images'] == len(members) == sum(image['class'] == name for image in found['images']) == 3
         assert summary['share'] == pytest.approx(sum(image['share'] for image in members) / 3, rel=1e-3)
         prefer = [sum(image['shares'][block] >= 0.5 for image in members) / 3 for block in range(4)]
         assert summary['prefer_full'] == pytest.approx(prefer, rel=1e-3)
@@ -197,8 +184,6 @@ def test_mistakes_are_one_line_and_leave_nothing(tool, saved, folder, tmp_path, 
     assert 'give one folder, or pictures' in tool.error(capsys, picture, folder / 'val')
     assert f'cannot write {saved}/x.png' in tool.error(capsys, picture, '--out', f'{saved}/x.png')
     assert '--out' in tool.error(capsys, picture, '--out', tmp_path / 'x.jpg')
-    assert '--image-size' in tool.error(capsys, picture, '--image-size', 31)
-    assert 'small.pth: a checkpoint of small' in tool.error(capsys, picture, '--arch', 'resnext50_elastic')
     picture.write_bytes(picture.read_bytes()[:200])
     assert str(picture) in tool.error(capsys, picture)
     monkeypatch.setattr(scale_policy, 'is_elastic', lambda model: False)

@@ -29,6 +29,8 @@ def test_shapes_are_drawn_from_seed_part_and_number_and_kept(drawn, tmp_path, mo
     for other in sets['val'], shapes(tmp_path, 1, 'train', 8, 1):
         assert not np.isin(other.sizes, sets['train'].sizes).any()
     assert np.bincount(sets['train'].labels).tolist() == [6] * len(CLASS_NAMES)
+    assert 7.5 <= sets['train'].sizes.min() < 9 and 38 < sets['train'].sizes.max() <= 45
+    assert SHAPE_SIZES == (7.5, 45)
     monkeypatch.setattr(scaled_objects, 'draw_cells', None)
     assert np.array_equal(shapes(folder, 0, 'val', 48, 1).pictures, sets['val'].pictures)
 
@@ -44,16 +46,6 @@ def test_shapes_look_as_large_as_they_are_said_to_be(tmp_path, monkeypatch):
     for picture, size in zip(found.pictures, found.sizes, strict=True):
         _, *places = np.nonzero(picture > 127)
         assert [np.ptp(place) + 1 for place in places] == pytest.approx([size, size], abs=1.5)
-
-
-def test_shapes_take_the_whole_range_of_sizes(drawn):
-    """Log-uniform: 96 of them are at most 5 standard deviations (23) from 32 in each third."""
-    low, high = SHAPE_SIZES
-    assert (low, high) == (7.5, 45)
-    sizes = np.concatenate([part.sizes for part in drawn[1].values()])
-    assert sizes.min() >= low - 1e-6 and sizes.max() <= high + 1e-6
-    counts = np.bincount([third_of(size, SHAPE_SIZES) for size in sizes], minlength=3)
-    assert (abs(counts - 32) < 23).all()
 
 
 def test_photos_are_drawn_from_seed_part_and_number_as_large_as_they_are_said_to_be(fashion):

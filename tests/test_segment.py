@@ -6,33 +6,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
-from torch.nn.functional import one_hot
 
 import models
 import segment as script
 from data.palette import voc_palette
 from tests.conftest import Script
-from tests.pictures import SIZES, STEP, write_json, write_voc
+from tests.pictures import SIZES, Oracle, write_json, write_voc
 from tests.runs import LAST_OF_VOC as LAST
 from tests.runs import epochs
 from utils import checkpoint
-from utils.data import MEAN, STD
 from utils.voc import CLASSES
-
-
-class Oracle(nn.Module):
-    """Reads the labels from the brightness of the pictures of tests/pictures.py."""
-
-    backbone, heads, untrained, smallest_batch = (), ('head',), (), 1
-
-    def __init__(self, num_classes=21, checkpoint_activations=False):
-        super().__init__()
-        self.head = nn.Linear(1, num_classes)
-
-    def forward(self, x):
-        grey = (x[:, 0] * STD[0] + MEAN[0]) * 255
-        return one_hot((grey / STEP).round().long().clamp(0, 20), 21).permute(0, 3, 1, 2).float()
 
 
 def test_truth_fed_back_scores_100_and_is_saved_at_every_size_under_the_masks_name(tmp_path, monkeypatch, capsys):

@@ -39,21 +39,14 @@ def test_an_object_grows_by_the_factor(factor):
     pixels = np.zeros((128, 160, 3), np.uint8)
     pixels[48:80, 64:96] = 255
     seen = scaled_crop(56, factor)(Image.fromarray(pixels))
-    width = seen[0, 28].sum().item() / 255
-    assert width == pytest.approx(min(16 * factor, 56), abs=0.3)
+    assert seen[0, 28].sum().item() / 255 == pytest.approx(min(16 * factor, 56), abs=0.3)
     inside = seen[3].bool()
     rows, columns = (inside.any(dim).nonzero().flatten().tolist() for dim in (1, 0))
     assert (len(rows), len(columns)) == (min(round(64 * factor), 56), min(round(80 * factor), 56))
     assert inside.sum() == len(rows) * len(columns)
     assert all(abs(56 - 1 - first - last) <= 1 for first, *_, last in (rows, columns))
-
-
-def test_around_a_small_picture_is_the_mean_colour():
-    sample = scaled_crop(64, 0.5)(noise(40, 40)), 0
-    ((images, _),) = DeviceLoader([sample], EvalBatches([range(1)], 1), Compute('cpu'), 0)
-    inside = sample[0][3].bool()
-    assert 0 < inside.sum() < 64 * 64
-    assert (images[0][:, ~inside] == 0).all()
+    ((images, _),) = DeviceLoader([(seen, 0)], EvalBatches([range(1)], 1), Compute('cpu'), 0)
+    assert (images[0][:, ~inside] == 0).all()  # the mean colour
     assert (images[0][:, inside] != 0).all()
 
 
@@ -131,23 +124,14 @@ def test_wrong_factors(capsys, factors):
 
 
 def test_mistakes_are_one_line_and_leave_nothing(tool, val, tmp_path, capsys):
-    assert '--out' in tool.error(capsys, '--out', tmp_path / 'stress.jpg')
     assert 'cannot write' in tool.error(capsys, '--out', tmp_path / 'ruler.pth' / 'stress.png')
-    (val / '1_big' / '1.png').write_bytes(b'')
-    assert '1_big/1.png' in tool.error(capsys)
     (val / '1_big').rename(val / '1_huge')
     assert 'its classes differ: 1_big where the data has 1_huge' in tool.error(capsys)
-    val.rename(val.parent / 'test')
-    assert 'no folder' in tool.error(capsys)
     assert not list(tmp_path.glob('out/*'))
 
 
 @pytest.mark.parametrize('name', ['stress.png', 'stress.json'])
-def test_picture_and_numbers_are_written_both_or_neither(tool, tmp_path, capsys, monkeypatch, name):
-    out = tmp_path / 'out'
-    (out / name).mkdir(parents=True)
-    assert f'{name}: it is a folder' in tool.error(capsys)
-    (out / name).rmdir()
+def test_picture_and_numbers_are_written_both_or_neither(tmp_path, monkeypatch, name):
     write_bytes = Path.write_bytes
 
     def on_a_full_disk(path, content):
@@ -157,5 +141,5 @@ def test_picture_and_numbers_are_written_both_or_neither(tool, tmp_path, capsys,
 
     monkeypatch.setattr(Path, 'write_bytes', on_a_full_disk)
     with pytest.raises(UserError, match=f'cannot write .*{name}: No space left on device'):
-        write_results(Figure(), {}, out / 'stress.png')
-    assert not list(out.iterdir())
+        write_results(Figure(), {}, tmp_path / 'stress.png')
+    assert not list(tmp_path.iterdir())

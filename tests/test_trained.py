@@ -78,14 +78,6 @@ def test_flags_and_file_must_agree(tiny, net, said, given, told):
         load_net(file_of(net, **said), *given)
 
 
-def test_net_of_a_checkpoint_has_its_weights(tiny):
-    model = TinyNet(7)
-    loaded, identity = load_net(file_of(model, **SAID))
-    assert (identity.task, identity.arch, identity.classes) == ('imagenet', 'tiny', NAMES)
-    for key, value in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[key], value)
-
-
 @pytest.fixture
 def hub(monkeypatch):
     """torch.hub, whose list and help know no local source, with this folder in the place of its cache."""

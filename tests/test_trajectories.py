@@ -4,7 +4,6 @@ The scripts run as a user calls them, with nothing put in their place but the da
 precision and the files that would be written. What is compared how, the recording's `about` says.
 """
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +21,7 @@ import segment
 from tests.conftest import Script
 from tests.reference import TOLERANCE, load, load_weights
 from utils import checkpoint, task
-from utils.compute import DTYPES, Compute
+from utils.compute import DTYPES
 from utils.data import MEAN, STD, DeviceLoader
 from utils.learner import Learner
 from utils.reporting import Log
@@ -82,7 +81,6 @@ def put_in_place(patch: pytest.MonkeyPatch, case: dict) -> None:
     patch.setitem(nets, case['arch'], lambda *args, **kwargs: load_weights(build(*args, **kwargs).double()))
     patch.setitem(DTYPES, 'off', torch.float64)
     patch.setattr(torch.Tensor, 'float', torch.Tensor.double)
-    patch.setattr(Compute, 'autocast', lambda _: nullcontext())
     patch.setattr(DeviceLoader, 'normalise', normalised)
     patch.setattr(checkpoint, 'write', lambda *_: None)
     patch.setattr(Log, 'draw', lambda _: None)

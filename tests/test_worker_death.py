@@ -50,3 +50,13 @@ def test_worker_of_an_evaluation_that_ends_itself_is_one_line(classify, tmp_path
     told = classify.error(capsys, '--evaluate', '--resume', tmp_path / 'net', '-j', 1)
     ways = 'with status|unexpectedly with exit code'
     assert re.match(rf'error: DataLoader worker \(pid \d+\) exited ({ways}) 3; if memory ran out', told), told
+
+
+@pytest.mark.usefixtures('die')
+def test_worker_that_dies_while_a_checkpoint_is_written_is_named(classify, tmp_path, capsys, monkeypatch):
+    def interrupted(_):
+        raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. ')
+
+    monkeypatch.setattr(os, 'fsync', interrupted)
+    told = classify.error(capsys, '--output', tmp_path)
+    assert told.startswith('error: DataLoader worker (pid 7) is killed by signal: Killed; if memory ran out, ')

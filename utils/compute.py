@@ -89,7 +89,7 @@ class Compute:
         Each process keeps its own running statistics, as the reference's did.
         """
         runner: nn.Module = model
-        if train and self.dtype != torch.float32:  # for tests the weights themselves are in this precision
+        if train and self.dtype in (torch.bfloat16, torch.float16):  # to test, the weights themselves are
             runner = Autocast(model, self.device.type, self.dtype)
         if train and is_distributed():
             runner = DistributedDataParallel(runner, gradient_as_bucket_view=True, **OWN_BUFFERS)

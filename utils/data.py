@@ -126,11 +126,14 @@ class DeviceLoader:
 
 @contextmanager
 def told_of_workers() -> Iterator[None]:
-    """Within, the death of a worker is a UserError: a handler of PyTorch's raises what tells of it, at any moment."""
+    """Within, the death of a worker is a UserError: a handler of PyTorch's raises what tells of it, at any moment.
+
+    What it interrupts may have made an error of its own of it, as the writing of a checkpoint does.
+    """
     try:
         yield
-    except RuntimeError as error:
-        death = re.match(r'DataLoader worker \(pid.*?\) (is killed by signal|exited)[^.]*', str(error))
+    except (RuntimeError, UserError) as error:
+        death = re.search(r'DataLoader worker \(pid.*?\) (is killed by signal|exited)[^.;]*', str(error))
         if not death:
             raise
         raise _lost(death[0]) from error
