@@ -51,19 +51,14 @@ def test_last_batch_is_left_out_where_it_is_not_full_or_a_device_would_get_too_f
 
 
 def test_loader_gives_what_torchvisions_transforms_give(folder):
-    reference = transforms.Compose(
-        [
-            transforms.Resize(256),
-            transforms.CenterCrop(224),
-            transforms.ToTensor(),
-            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        ]
-    )
-    own, theirs = (open_folder(folder / 'val', transform) for transform in (central_crop(224), reference))
-    for images, targets in DeviceLoader(own, EvalBatches([range(len(own))], 18), CPU, 0):
-        assert torch.equal(images, torch.stack([image for image, _ in theirs]))
-        assert targets.tolist() == theirs.index.labels().tolist()
-        assert images.is_contiguous(memory_format=torch.channels_last)
+    constants = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    reference = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), constants]
+    theirs = open_folder(folder / 'val', transforms.Compose(reference))
+    own = open_folder(folder / 'val', central_crop(224))
+    ((images, targets),) = DeviceLoader(own, EvalBatches([range(18)], 18), CPU, 0)
+    assert torch.equal(images, torch.stack([image for image, _ in theirs]))
+    assert targets.tolist() == theirs.index.labels().tolist()
+    assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_loader_for_a_gpu_works_one_batch_ahead_and_loses_none(folder, monkeypatch):
@@ -93,20 +88,20 @@ def test_amp_runs_the_convolutions_in_its_precision(amp, dtype):
     assert compute.place_for_test(model).conv1.weight.dtype == dtype
 
 
-def signal_twice(number, noted):
-    with StopRequest() as stop:
-        os.kill(os.getpid(), number)
-        if stop.received == number:
-            noted.set()
-        os.kill(os.getpid(), number)
-        time.sleep(60)
-
-
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_second_signal_ends_the_process_at_once(number):
     context = multiprocessing.get_context('fork')
     noted = context.Event()
-    process = context.Process(target=signal_twice, args=(number, noted))
+
+    def signal_twice():
+        with StopRequest() as stop:
+            os.kill(os.getpid(), number)
+            if stop.received == number:
+                noted.set()
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+
+    process = context.Process(target=signal_twice)
     process.start()
     process.join(50)
     assert (process.exitcode, noted.is_set()) == (-number, True)

@@ -67,6 +67,14 @@ def test_run_killed_after_saving_inside_an_epoch_and_called_twice_is_bit_identic
     assert_same(content(tmp_path), content(undisturbed('classify').folder))
 
 
+def test_other_batches_inside_an_epoch(classify, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_at(patch, 10)
+        classify('--output', tmp_path)
+    error = classify.error(capsys, '--output', tmp_path, '--auto-resume', '-b', 4)
+    assert 'was saved inside an epoch of samples 36, micro-batch 4, accumulate 2' in error
+
+
 def test_another_seed_is_another_run(undisturbed, classify, tmp_path):
     classify('--output', tmp_path, '--seed', 4)
     found, other = content(tmp_path), content(undisturbed('classify').folder)
