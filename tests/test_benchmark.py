@@ -132,7 +132,7 @@ def test_a_file_that_cannot_be_written_is_an_error_before_the_work(bench, tmp_pa
 
 @pytest.fixture
 def measure(tmp_path, monkeypatch):
-    """The tool, with all that is temporary in a folder of its own, of a short name: workers' sockets have paths there."""
+    """The tool, with all that is temporary in a folder of a short name: workers' sockets have paths there."""
     with tempfile.TemporaryDirectory() as scratch:
         monkeypatch.setattr(tempfile, 'tempdir', scratch)
         yield Script(benchmark, '--rounds', f'2 --pictures 3 --json {tmp_path / "speed.json"}')
