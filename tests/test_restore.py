@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import models
+import segment
 from tests.checkpoints import momenta, released, trained
 from tests.conftest import TinyNet, TinySegmenter
 from tests.runs import assert_same
@@ -122,3 +123,15 @@ def test_optimizer_of_what_was_trained_with_frozen_norms():
     load_optimizer(fresh, its_optimizer, file_of({}, optimizer=released(model, optimizer)['optimizer']))
     assert_same(momenta(fresh, its_optimizer), momenta(model, optimizer))
     assert momenta(fresh, its_optimizer)
+
+
+def test_frozen_segmenter_of_the_reference_has_145_of_387():
+    model = models.build_segmenter('resnext50_elastic')
+    optimizer = torch.optim.SGD(segment.parameter_groups(model, 1.0), 0.1, 0.9)
+    saved = {'state': {}, 'param_groups': [{'params': list(range(140))}, {'params': list(range(140, 145))}]}
+    saved['state'][144] = {'momentum_buffer': torch.arange(21.0)}
+    saved['state'][0] = {'momentum_buffer': torch.ones(64, 3, 7, 7)}
+    load_optimizer(model, optimizer, file_of({}, optimizer=saved))
+    assert sum(len(group['params']) for group in optimizer.param_groups) == 387
+    assert torch.equal(optimizer.state[model.aspp.conv3.bias]['momentum_buffer'], torch.arange(21.0))
+    assert optimizer.state[model.conv1.weight]['momentum_buffer'].all()

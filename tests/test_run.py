@@ -150,3 +150,13 @@ def test_exponential_average_goes_on_over_epochs_and_resumes(segment, tmp_path, 
     for loss, printed in found:
         smooth = 0.99 * smooth + 0.01 * loss
         assert printed == pytest.approx(smooth, abs=2e-4)
+
+
+def test_segmenters_file_without_an_exponential_average_goes_on(segment, tmp_path):
+    segment('--train', '--epochs', 1)
+    path = tmp_path / 'run' / LAST_OF_VOC
+    saved = torch.load(path, weights_only=True)
+    del saved['smooth_loss']
+    torch.save(saved, path)
+    segment('--train', '--auto-resume')
+    assert checkpoint.read(path).smooth_loss > 0
