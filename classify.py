@@ -16,7 +16,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 import models
-from utils.arguments import (
+from data.image_folder import central_crop, open_folder, open_train_and_val
+from utils.cli import (
     Parser,
     add_distributed_arguments,
     add_loop_arguments,
@@ -24,13 +25,12 @@ from utils.arguments import (
     add_run_arguments,
     positive,
 )
-from utils.compute import on_gpu
+from utils.device import on_gpu
 from utils.errors import exit_cleanly
-from utils.image_folder import central_crop, open_folder, open_train_and_val
 from utils.metrics import TopErrors
 from utils.run import Best, Files
 from utils.schedules import step_decay
-from utils.task import Task, run
+from utils.trainer import Task, run
 
 
 def make_parser(description: str = __doc__, batch: str = 'samples per update') -> Parser:

@@ -14,11 +14,11 @@ from argparse import Namespace
 from dataclasses import replace
 
 import classify
-from utils.arguments import Parser, above_zero
+from utils.cli import Parser, above_zero
 from utils.errors import exit_cleanly
-from utils.reporting import SpeedReporter
+from utils.logger import SpeedReporter
 from utils.run import Best, Files
-from utils.task import Task, run
+from utils.trainer import Task, run
 
 
 def make_parser() -> Parser:

@@ -14,8 +14,9 @@ from collections import abc
 from torch import nn
 
 import models
+from tools import pretrained
 from utils import checkpoint as checkpoints
-from utils import errors, trained
+from utils import errors
 
 dependencies = ['torch', 'torchvision', 'numpy', 'PIL']
 
@@ -60,7 +61,7 @@ def _load(
 ) -> nn.Module:
     found = checkpoints.read(path)
     task = found.task if found.task in tasks else tasks[0]  # files of 2019 name none, and all of `tasks` have one net
-    model, identity = trained.load_net(found, task, name, **kwargs)
+    model, identity = pretrained.load_net(found, task, name, **kwargs)
     if num_classes not in (None, len(identity.classes)):
         raise errors.UserError(f'{path}: a checkpoint of {len(identity.classes)} classes, not of {num_classes}')
     return model

@@ -17,7 +17,9 @@ import torch
 from torch.optim import SGD
 
 import models
-from utils.arguments import (
+from data.coco import open_part, squashed
+from data.image_folder import RandomCrop
+from utils.cli import (
     Parser,
     add_distributed_arguments,
     add_loop_arguments,
@@ -25,14 +27,12 @@ from utils.arguments import (
     add_run_arguments,
     natural,
 )
-from utils.coco import open_part, squashed
-from utils.compute import on_gpu
+from utils.device import on_gpu
 from utils.errors import UserError, exit_cleanly, named
-from utils.image_folder import RandomCrop
 from utils.multilabel import MultiLabelCounts, MultiLabelScores, multilabel_loss
 from utils.run import Files
 from utils.schedules import milestones
-from utils.task import Task, run
+from utils.trainer import Task, run
 
 
 def make_parser() -> Parser:

@@ -21,9 +21,12 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import models
+from data.voc import CLASSES, groups_of_one_size, open_scenes, size_of
+from data.voc_predictions import Predictions
+from data.voc_transforms import CentredScene, RandomScene
 from models.deeplab import DeepLab
 from models.norm import freeze_norms
-from utils.arguments import (
+from utils.cli import (
     Parser,
     add_distributed_arguments,
     add_run_arguments,
@@ -34,17 +37,20 @@ from utils.arguments import (
     positive,
     scales,
 )
-from utils.compute import on_gpu
+from utils.device import on_gpu
 from utils.errors import exit_cleanly
-from utils.joint_transforms import CentredScene, RandomScene
-from utils.multiscale import MultiScale
-from utils.predictions import Predictions
-from utils.reporting import SegmentationReporter
+from utils.logger import SegmentationReporter
 from utils.run import Files, Numbered
 from utils.schedules import poly
-from utils.segmentation import RunningLoss, SegmentationScores, segmentation_loss, shared_segmentation_loss
-from utils.task import Task, run
-from utils.voc import CLASSES, Target, groups_of_one_size, open_scenes, size_of
+from utils.segmentation import (
+    MultiScale,
+    RunningLoss,
+    SegmentationScores,
+    Target,
+    segmentation_loss,
+    shared_segmentation_loss,
+)
+from utils.trainer import Task, run
 
 
 def make_parser() -> Parser:

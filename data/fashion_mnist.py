@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.staging import staged_folder
-from utils.arguments import Parser
+from utils.cli import Parser
 from utils.errors import UserError, exit_cleanly
+from utils.files import staged_folder
 
 SOURCE = Path('/usr/share/datasets/fashion-mnist')
 PARTS = {'train': 'train', 'val': 't10k'}  # our folder, their file names

@@ -21,10 +21,10 @@ from scipy.io import loadmat
 from tqdm import tqdm
 
 from data.palette import voc_palette
-from data.staging import staged_folder
-from utils.arguments import Parser
+from data.voc import CLASSES, size_of
+from utils.cli import Parser
 from utils.errors import UserError, exit_cleanly, named, reading
-from utils.voc import CLASSES, size_of
+from utils.files import staged_folder
 
 COMPLETE = {'train_aug': 10582, 'val': 1449}  # images of the full data sets, as the papers that use them count
 

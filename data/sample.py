@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from data.layouts import make_folders, write_index, write_scene
 from data.scenes import CLASS_NAMES, render_scene
-from data.staging import staged_folder
-from utils.arguments import Parser, positive, random_seed
-from utils.data import available_cores
+from utils.cli import Parser, positive, random_seed
 from utils.errors import UserError, exit_cleanly
+from utils.files import staged_folder
+from utils.loader import available_cores
 
 VERSION = 1  # of the generator: raised when the same arguments begin to give other pictures
 PARTS = 'train', 'val'

@@ -23,19 +23,16 @@ import multilabel_classify
 import segment
 from models.norm import freeze_norms, train_but_frozen_norms
 from tests.conftest import TinyNet, TinySegmenter
-from utils.batches import EvalBatches
-from utils.compute import Compute
-from utils.data import DeviceLoader
+from utils.device import Compute
 from utils.distributed import average_over_processes, job, rank, world_size
 from utils.errors import exit_cleanly
-from utils.interrupt import StopRequest
-from utils.learner import Learner
-from utils.loop import evaluate
+from utils.loader import DeviceLoader, EvalBatches
+from utils.logger import Reporter
 from utils.metrics import TopErrors
 from utils.multilabel import MultiLabelScores, multilabel_loss
-from utils.reporting import Reporter
-from utils.segmentation import SegmentationScores, segmentation_loss, shared_segmentation_loss
-from utils.voc import Target
+from utils.segmentation import SegmentationScores, Target, segmentation_loss, shared_segmentation_loss
+from utils.signals import StopRequest
+from utils.trainer import Learner, evaluate
 
 CPU = Compute('cpu')
 SIZES = 1, 2, 3, 5, 7, 20  # of sets

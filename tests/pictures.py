@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from data.palette import voc_palette
-from utils.data import MEAN, STD
+from utils.loader import MEAN, STD
 
 STEP = 12  # grey levels from one label to the next in the pictures of `scene`
 SIZES = [(1, 1), (1, 600), (37, 52), (333, 500), (512, 513), (514, 500), (600, 400), (577, 578)]

@@ -12,14 +12,17 @@ import matplotlib
 import pytest
 import torch
 
-from data.drawn_photos import draw_pictures, link_pictures
+from models.cost import count_macs
 from tests.conftest import Script, TinyNet, TinySegmenter
-from tools import benchmark, first_batch
-from utils import input_speed, net_speed, startup_speed
-from utils.apart import Apart
-from utils.cost import count_macs
+from tools.benchmark import __main__ as benchmark
+from tools.benchmark import loaders as input_speed
+from tools.benchmark import nets as net_speed
+from tools.benchmark import startup as first_batch
+from tools.benchmark import startup as startup_speed
+from tools.benchmark.loaders import draw_pictures, link_pictures
+from tools.benchmark.nets import Way, Work
+from tools.benchmark.timing import Apart
 from utils.errors import UserError
-from utils.net_speed import Way, Work
 
 MIB = 2**20
 CPU = torch.device('cpu')

@@ -10,8 +10,8 @@ import torch
 from tests.checkpoints import Hostile, killed_at, momenta, released, trained
 from tests.runs import assert_same
 from utils import checkpoint
+from utils.checkpoint import load_optimizer, resume
 from utils.errors import UserError
-from utils.restore import load_optimizer, resume
 
 ROUND = []
 ROUND.append(ROUND)  # a list that holds itself

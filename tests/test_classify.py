@@ -13,7 +13,9 @@ import torch
 import docker_classify
 from tests.conftest import Script
 from tests.runs import LAST, MEASURED, PAIR, content, epochs
-from utils import compute, output, task
+from utils import device as compute
+from utils import files as output
+from utils import trainer
 from utils.errors import UserError
 from utils.run import Run
 
@@ -70,7 +72,7 @@ def test_docker_classify_as_one_process_uses_one_gpu_and_classify_all(classify, 
         seen.append((found.devices, str(found.device), micro_batch))
         raise UserError('seen')
 
-    monkeypatch.setattr(task, 'check_training', look)
+    monkeypatch.setattr(trainer, 'check_training', look)
     for script in classify, docker:
         with pytest.raises(UserError, match='seen'):
             script('-g', 4, '--device', 'auto')

@@ -1,4 +1,4 @@
-"""utils/coco.py: annotations as a table, what is wrong with them in one line, what workers carry of them."""
+"""data/coco.py: annotations as a table, what is wrong with them in one line, what workers carry of them."""
 
 import pickle
 import re
@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
+from data.coco import open_part, read_table, squashed
 from tests.pictures import annotations, write_json
-from utils.coco import open_part, read_table, squashed
 from utils.errors import UserError
 
 

@@ -9,8 +9,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 
 from tests.nets import filled, in_make_test, noise, recomputing
-from utils.compute import Compute
-from utils.learner import Learner
+from utils.device import Compute
+from utils.trainer import Learner
 
 SIZE = 33  # maps are odd at most strides
 

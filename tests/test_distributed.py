@@ -16,7 +16,7 @@ from tests.conftest import Script, TinySegmenter, write_folder
 from tests.launch import SMALL, launch, run
 from tests.reference import load
 from tests.runs import LAST, LAST_OF_COCO, MEASURED, PAIR, assert_same, content, epochs
-from utils import checkpoint, task
+from utils import checkpoint, trainer
 
 
 def slow(*cases):
@@ -88,8 +88,8 @@ def alone(trained, tiny):
 @pytest.fixture
 def told(monkeypatch):
     """Results of evaluations in this process."""
-    results, real = [], task.evaluate
-    monkeypatch.setattr(task, 'evaluate', lambda *arguments: results.append(real(*arguments)) or results[-1])
+    results, real = [], trainer.evaluate
+    monkeypatch.setattr(trainer, 'evaluate', lambda *arguments: results.append(real(*arguments)) or results[-1])
     return results
 
 

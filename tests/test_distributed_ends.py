@@ -10,7 +10,7 @@ import pytest
 from tests.launch import HOST, SMALL, Job, apex, launch, run, torchrun
 from tests.runs import LAST, MEASURED, PAIR, assert_same, content
 from utils import checkpoint, distributed
-from utils.output import lock
+from utils.files import lock
 
 
 def test_launcher_starts_a_killed_job_anew_and_stops_all_at_one_step(folder, tmp_path):

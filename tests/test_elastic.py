@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from models.elastic import SplitBottleneck, down, up
-from models.halves import halved, joined
 from tests.nets import CLASSIFIERS, filled, noise
 from tests.reference import load_weights
+from tools.branches import halved, joined
 
 SIZES = [(8, 8), (7, 8), (8, 5), (5, 7), (1, 1), (1, 4)]
 normal = partial(noise, dtype=torch.float64)

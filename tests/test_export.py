@@ -1,7 +1,7 @@
 """Exported programs and ONNX files against the nets they are of."""
 
 from tests.nets import assert_equals_eager, filled, in_make_test
-from utils.export import export
+from tools.export import export
 
 
 @in_make_test('densenet_elastic', 'deeplab', 'dla_up')  # whose trunks are a ResNeXt and a DLA

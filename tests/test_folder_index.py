@@ -1,4 +1,4 @@
-"""utils/folder_index.py: torchvision's samples, what is listed again and when, caches that are no use."""
+"""data/folder_index.py: torchvision's samples, what is listed again and when, caches that are no use."""
 
 import os
 import time
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from torchvision.datasets import ImageFolder
 
-from utils import folder_index
+from data import folder_index
+from data.folder_index import cache_file, open_index, read_cache
 from utils.errors import UserError
-from utils.folder_index import cache_file, open_index, read_cache
 
 NAMES = [
     *('ant/b.jpg', 'ant/a.JPEG', 'ant/B.PNG', 'ant/.jpg', 'ant/notes.txt', 'ant/jpg', 'ant/x.jpg.part', 'ant/10.webp'),

@@ -12,18 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import classify as script
 import multilabel_classify
 import segment as segmentation
+from data.voc import CLASSES
 from models.deeplab import DeepLab
 from tests.conftest import TinyNet
-from utils import compute as engine
-from utils import data
-from utils.compute import Compute
-from utils.confusion import ConfusionMatrix
-from utils.finite import FiniteLoss
-from utils.learner import Learner
+from utils import device as engine
+from utils import loader as data
+from utils.device import Compute
 from utils.metrics import TopErrors
 from utils.multilabel import MultiLabelScores, multilabel_loss
-from utils.segmentation import SegmentationScores, segmentation_loss
-from utils.voc import CLASSES, Target
+from utils.run import FiniteLoss
+from utils.segmentation import ConfusionMatrix, SegmentationScores, Target, segmentation_loss
+from utils.trainer import Learner
 
 GPU = torch.device('cuda')
 

@@ -1,4 +1,4 @@
-"""utils/image_folder.py: training crops against torchvision's, pixels against Pillow, damage named, loading workers."""
+"""data/image_folder.py: training crops against torchvision's, pixels against Pillow, damage named, loading workers."""
 
 import pickle
 
@@ -9,10 +9,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import io, transforms
 
-from data.drawn_photos import draw_photo
-from utils.data import Seeded, collate
+from data.image_folder import RandomCrop, open_image, open_pixels, open_train_and_val
+from tools.benchmark.loaders import draw_photo
 from utils.errors import UserError
-from utils.image_folder import RandomCrop, open_image, open_pixels, open_train_and_val
+from utils.loader import Seeded, collate
 
 THEIRS = transforms.Compose(
     [transforms.RandomResizedCrop(64), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
@@ -73,7 +73,7 @@ def test_pixels_are_those_of_pillow(photo, tmp_path, decoder, monkeypatch):
 @pytest.mark.skipif(not hasattr(io, 'decode_jpeg'), reason='this torchvision has no decoder')
 def test_plain_jpegs_are_not_decoded_by_pillow(photo, tmp_path, monkeypatch):
     photo.save(tmp_path / 'a.jpg')
-    monkeypatch.setattr('utils.image_folder.open_image', None)
+    monkeypatch.setattr('data.image_folder.open_image', None)
     assert open_pixels(str(tmp_path / 'a.jpg')).shape == (3, 375, 500)
 
 

@@ -14,16 +14,16 @@ from torch import nn
 
 import models
 from models.dla import DLA
-from models.halves import joined
 from models.norm import batch_norms
 from tests import nets
 from tests.conftest import Script
 from tests.reference import load_weights
 from tools import import_weights
+from tools.branches import joined
 from tools.import_weights import SOURCES
 from utils import checkpoint
+from utils.checkpoint import Identity, load_for_evaluation
 from utils.errors import UserError
-from utils.restore import Identity, load_for_evaluation
 
 CLASSES = [str(n) for n in range(1000)]
 RESNEXT = 'torchvision/resnext50_32x4d'

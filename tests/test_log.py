@@ -5,8 +5,8 @@ import os
 import pytest
 
 from tests.checkpoints import killed_at
-from utils import reporting
-from utils.reporting import Log, draw_curves
+from utils import logger
+from utils.logger import Log, draw_curves
 
 SPOILED = [
     *(b'not json', b'\xff\xfe\x00 bytes of another text', b'7', b'null', b'"text"', b'[{"epoch": 0}]', b'{"other": 1}'),
@@ -61,7 +61,7 @@ def test_curves_that_lack_an_epoch_are_drawn_anew_and_others_are_not(classify, t
 
 def test_curves_show_what_there_is(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(reporting, 'write_figure', lambda figure, *_, **__: drawn.extend(figure.axes))
+    monkeypatch.setattr(logger, 'write_figure', lambda figure, *_, **__: drawn.extend(figure.axes))
     records = [{'epoch': n, 'train': {'loss': value}} for n, value in enumerate([1.0, 'x', None, 0.5, {}])]
     draw_curves(records, tmp_path / 'curves.png')
     (panel,) = drawn

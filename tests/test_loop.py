@@ -10,15 +10,13 @@ import pytest
 import torch
 from torchvision import transforms
 
+from data.image_folder import central_crop, open_folder
 from tests.conftest import TinyNet
-from utils.accumulation import micro_batches
-from utils.batches import EvalBatches, TrainBatches
-from utils.compute import Compute
-from utils.data import DeviceLoader
+from utils.device import Compute
 from utils.errors import UserError
-from utils.image_folder import central_crop, open_folder
-from utils.interrupt import StopRequest, obey_parent_only
-from utils.reporting import Log
+from utils.loader import DeviceLoader, EvalBatches, TrainBatches, micro_batches
+from utils.logger import Log
+from utils.signals import StopRequest, obey_parent_only
 
 CPU = Compute('cpu')
 
@@ -33,7 +31,7 @@ def test_micro_batches_stand_for_gpus():
 
 @pytest.mark.parametrize('job, told', [(False, '3 devices that are visible'), (True, '3 processes')])
 def test_gpus_that_do_not_divide_are_told(monkeypatch, job, told):
-    monkeypatch.setattr('utils.accumulation.is_distributed', lambda: job)
+    monkeypatch.setattr('utils.loader.is_distributed', lambda: job)
     with pytest.raises(UserError, match=f'--num-gpus 8 is no multiple of the {told}$'):
         micro_batches(256, 8, 3, training=True)
 

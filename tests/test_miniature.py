@@ -7,9 +7,9 @@ import pytest
 
 from tests.conftest import Script, TinyNet
 from tests.runs import epochs
-from tools import miniature
-from tools.miniature import Recipe
-from utils.comparison import cell, draw, spread, table
+from tools.miniature import __main__ as miniature
+from tools.miniature.__main__ import Recipe
+from tools.miniature.report import cell, draw, spread, table
 from utils.errors import UserError
 
 # One pass over 32 shapes, two over 16 photos.
@@ -41,7 +41,7 @@ def quick(monkeypatch, fashion, tmp_path):
     monkeypatch.setattr(miniature, 'build', lambda net, num_classes: TinyNet(num_classes))
     monkeypatch.setattr(miniature, 'available_cores', lambda: 1)
     monkeypatch.setattr(miniature, 'RECIPE', QUICK)
-    monkeypatch.setattr('utils.reporting.draw_curves', lambda *_: None)  # which takes longer than the runs
+    monkeypatch.setattr('utils.logger.draw_curves', lambda *_: None)  # which takes longer than the runs
     return Script(miniature, '--device', f'cpu --output {tmp_path}/out --source {fashion} --seeds 3')
 
 

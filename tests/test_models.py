@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import models
+from models.cost import count_macs, count_parameters
 from tests import reference
 from tests.nets import CLASSIFIERS, FAMILIES, NETS, filled, in_make_test, noise, on_meta, recomputing
-from utils.cost import count_macs, count_parameters
 
 # name: (parameters, GMACs at 224); DLA without the projections that nothing uses
 COST = {

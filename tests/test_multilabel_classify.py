@@ -6,11 +6,11 @@ import re
 import numpy as np
 from PIL import Image
 
+from data.coco import open_part, squashed
 from tests.conftest import Script
 from tests.runs import LAST_OF_COCO as LAST
 from tests.runs import PAIR, epochs
 from tools import prediction_sheet
-from utils.coco import open_part, squashed
 from utils.multilabel import NAMES
 
 

@@ -8,15 +8,15 @@ from torch import nn
 from torch.nn.functional import pad
 from torchvision.transforms import functional as T
 
+from data.class_names import default_names, readable_names
 from data.palette import voc_palette
+from data.voc import CLASSES
 from tests.conftest import Script, TinyNet, TinySegmenter
 from tests.nets import assert_equals_eager
 from tests.reference import load_weights
 from tools import predict as script
 from utils import checkpoint
-from utils.class_names import default_names, readable_names
-from utils.data import MEAN, STD
-from utils.voc import CLASSES
+from utils.loader import MEAN, STD
 
 NAMES = ['ant', 'bee', 'cat', 'dog', 'eel', 'fox', 'gnu']
 IMAGENET = {'task': 'imagenet', 'arch': 'tiny', 'classes': NAMES}
@@ -167,8 +167,8 @@ def test_exports_are_all_or_none(save, predict, tmp_path, monkeypatch, capsys, o
         if onnx == 'too large':
             raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr('utils.export.find_spec', lambda name: onnx != 'absent')
-    monkeypatch.setattr('utils.export.save_onnx', write)
+    monkeypatch.setattr('tools.export.find_spec', lambda name: onnx != 'absent')
+    monkeypatch.setattr('tools.export.save_onnx', write)
     if onnx == 'too large':
         assert 'No space left' in predict.error(capsys, '--export', out / 'net.pt2')
         assert not list(out.iterdir())

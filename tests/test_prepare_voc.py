@@ -11,9 +11,9 @@ from scipy.io import loadmat, savemat
 
 from data import prepare_voc
 from data.palette import MAT_FILE, voc_palette, write_mat
+from data.voc import open_scenes
+from data.voc_transforms import CentredScene
 from tests.conftest import Script
-from utils.joint_transforms import CentredScene
-from utils.voc import open_scenes
 
 OWN = {'train': ['a', 'b'], 'val': ['v', 'w']}
 SBD = {'train': ['a', 's', 'v'], 'val': ['t', 'w']}  # also images of VOC's own lists

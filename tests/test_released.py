@@ -20,8 +20,8 @@ from tests.reference import load_weights
 from tools import model_table, released
 from utils import checkpoint
 from utils.errors import exit_cleanly
-from utils.interrupt import Stopped
 from utils.metrics import TopErrors
+from utils.signals import Stopped
 
 IMAGENET = 'imagenet_models/resnext50_elastic.pth.tar'
 OTHER = 'imagenet_models/densenet201_elastic.pth.tar'

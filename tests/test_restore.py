@@ -1,4 +1,4 @@
-"""utils/restore.py: momentum in its place, transfer to another head, what does not fit and is told."""
+"""utils/checkpoint.py: momentum in its place, transfer to another head, what does not fit and is told."""
 
 import re
 from functools import partial
@@ -9,13 +9,12 @@ import torch
 
 import models
 import segment
+from data.voc import CLASSES
 from tests.checkpoints import momenta, released, trained
 from tests.conftest import TinyNet, TinySegmenter
 from tests.runs import assert_same
-from utils.checkpoint import Checkpoint
+from utils.checkpoint import Checkpoint, Identity, head_difference, load_optimizer, resume, transfer
 from utils.errors import UserError
-from utils.restore import Identity, head_difference, load_optimizer, resume, transfer
-from utils.voc import CLASSES
 
 NET = Identity('imagenet', 'tiny', list('01234'))
 SEGMENTER = Identity('voc', 'tiny', CLASSES)

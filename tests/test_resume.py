@@ -9,8 +9,8 @@ import torch
 from tests.conftest import SETS, small_script, stop_at
 from tests.runs import LAST, LAST_OF_COCO, LAST_OF_VOC, assert_same, content, epochs
 from utils import checkpoint
-from utils.interrupt import Stopped
 from utils.run import Run
+from utils.signals import Stopped
 
 pytestmark = pytest.mark.usefixtures('undrawn')
 LASTS = {'classify': LAST, 'multilabel_classify': LAST_OF_COCO, 'segment': LAST_OF_VOC}

@@ -9,18 +9,18 @@ import torch
 from tests.checkpoints import killed_at
 from tests.conftest import stop_at
 from tests.runs import LAST, LAST_OF_VOC, assert_same, content, epochs
-from utils import checkpoint, reporting, task
-from utils.compute import Compute
-from utils.interrupt import Stopped
-from utils.reporting import Log
+from utils import checkpoint, logger, trainer
+from utils.device import Compute
+from utils.logger import Log
 from utils.run import Best, Files, Numbered
+from utils.signals import Stopped
 
 
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
     """Runs without what takes long in them and is not what the test is about."""
     monkeypatch.setattr(Log, 'draw', lambda log: None)
-    monkeypatch.setattr(reporting, 'git_commit', lambda: None)
+    monkeypatch.setattr(logger, 'git_commit', lambda: None)
 
 
 @pytest.mark.parametrize('place', [2, 3])  # of epoch 2: the numbered file, the last
@@ -70,8 +70,8 @@ def test_folder_is_locked_before_its_checkpoint_is_read(classify, tmp_path, monk
     """Else a run that is just ending could write a newer one after it was read."""
     order = []
     for name in 'lock', 'find_checkpoint':
-        original = getattr(task, name)
-        monkeypatch.setattr(task, name, lambda *args, name=name, f=original: order.append(name) or f(*args))
+        original = getattr(trainer, name)
+        monkeypatch.setattr(trainer, name, lambda *args, name=name, f=original: order.append(name) or f(*args))
     classify('--output', tmp_path, '--epochs', 0)
     assert order == ['lock', 'find_checkpoint']
 
@@ -124,7 +124,7 @@ def test_learning_rate_of_an_epoch_that_was_stopped_while_tested_is_its_own(clas
     arguments = '--output', tmp_path, '--decay-epochs', 1, '--auto-resume'
     classify(*arguments, '--epochs', 1)
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(task, 'evaluate', lambda *_: (_ for _ in ()).throw(Stopped(143)))
+        patch.setattr(trainer, 'evaluate', lambda *_: (_ for _ in ()).throw(Stopped(143)))
         classify(*arguments)
     classify(*arguments)
     assert [record['lr'] for record in epochs(tmp_path) if 'epoch' in record] == pytest.approx([0.05, 0.005])
@@ -133,7 +133,7 @@ def test_learning_rate_of_an_epoch_that_was_stopped_while_tested_is_its_own(clas
 def test_only_a_lower_error_is_a_better_one_and_the_first_is_the_best_so_far(classify, tmp_path, monkeypatch):
     """Also over a resume, and of epochs of which none gets anything right."""
     errors, best = iter([100.0, 100.0, 50.0, 50.0, 60.0]), []
-    monkeypatch.setattr(task, 'evaluate', lambda *_: {'err1': next(errors)})
+    monkeypatch.setattr(trainer, 'evaluate', lambda *_: {'err1': next(errors)})
     for epochs_done in range(1, 6):
         classify('--output', tmp_path, '--epochs', epochs_done, '--auto-resume')
         best.append(checkpoint.read(tmp_path / 'model_best.pth.tar').epoch)

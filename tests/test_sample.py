@@ -20,7 +20,7 @@ from data.layouts import make_folders, polygon_area, write_scene
 from data.palette import voc_palette
 from data.scenes import CLASS_NAMES, IGNORED, SCENE, render_scene
 from tests.conftest import Script
-from utils.interrupt import StopRequest
+from utils.signals import StopRequest
 
 SCENES = {'train': 12, 'val': 6}
 

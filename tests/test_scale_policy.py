@@ -13,8 +13,8 @@ from models.elastic import Split, observed
 from tests.conftest import Script
 from tests.nets import FAMILIES, noise
 from tests.reference import load_weights
-from tools import scale_policy
-from utils.scale_policy import measure, stage_of
+from tools.scale_policy import __main__ as scale_policy
+from tools.scale_policy.policy import measure, stage_of
 
 STAGES = {  # blocks by stage: all of them, the elastic ones
     'small': ((2, 2, 2, 1), (2, 1, 1)),
@@ -146,7 +146,7 @@ def numbers(tmp_path):
 @pytest.mark.parametrize('rows', [2, 24])
 def test_pictures(tool, saved, small, folder, tmp_path, monkeypatch, rows):
     """Also with a file of 2019, which names neither its net nor its classes."""
-    monkeypatch.setattr('utils.policy_figure.MOST_ROWS', rows)
+    monkeypatch.setattr('tools.scale_policy.figure.MOST_ROWS', rows)
     paths = [folder / 'val' / 'cat' / '0.png', folder / 'val' / 'ant' / '1.png', folder / 'train' / 'fox' / '2.png']
     tool(*paths)
     found = numbers(tmp_path)
@@ -164,7 +164,7 @@ def test_pictures(tool, saved, small, folder, tmp_path, monkeypatch, rows):
 
 @pytest.mark.parametrize('classes', [4, 24])
 def test_a_folder_by_class_and_its_extremes(tool, folder, tmp_path, monkeypatch, classes):
-    monkeypatch.setattr('utils.policy_figure.MOST_CLASSES', classes)
+    monkeypatch.setattr('tools.scale_policy.figure.MOST_CLASSES', classes)
     tool(folder / 'val', '-b', 5)
     found = numbers(tmp_path)
     assert list(found['classes']) == ['ant', 'bee', 'cat', 'dog', 'eel', 'fox']

@@ -1,4 +1,4 @@
-"""data/scaled_objects.py: shapes and photos whose size is known, as samples with a third each, and errors by thirds."""
+"""tools/miniature/data.py: shapes and photos whose size is known, samples with a third each, errors by thirds."""
 
 from dataclasses import replace
 
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from data import scaled_objects, scenes
-from data.scaled_objects import FACTORS, SHAPE_SIZES, THIRDS, Target, jitter, jittered_photos, shapes, third_of
+from data import scenes
 from data.scenes import CLASS_NAMES
-from utils.scale_errors import ScaleErrors
+from tools.miniature import data as scaled_objects
+from tools.miniature.data import FACTORS, SHAPE_SIZES, THIRDS, Target, jitter, jittered_photos, shapes, third_of
+from tools.miniature.report import ScaleErrors
 
 WHITE = np.full((28, 28), 255, np.uint8)
 

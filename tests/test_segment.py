@@ -10,12 +10,12 @@ from PIL import Image
 import models
 import segment as script
 from data.palette import voc_palette
+from data.voc import CLASSES
 from tests.conftest import Script
 from tests.pictures import SIZES, Oracle, write_json, write_voc
 from tests.runs import LAST_OF_VOC as LAST
 from tests.runs import epochs
 from utils import checkpoint
-from utils.voc import CLASSES
 
 
 def test_truth_fed_back_scores_100_and_is_saved_at_every_size_under_the_masks_name(tmp_path, monkeypatch, capsys):

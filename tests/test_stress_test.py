@@ -11,14 +11,13 @@ from PIL import Image
 from torch import nn
 
 import models
+from data.image_folder import central_crop, scaled_crop
 from tests.conftest import Script
 from tools import stress_test
-from utils.batches import EvalBatches
-from utils.compute import Compute
-from utils.data import DeviceLoader
+from utils.device import Compute
 from utils.errors import UserError
-from utils.image_folder import central_crop, scaled_crop
-from utils.output import write_results
+from utils.files import write_results
+from utils.loader import DeviceLoader, EvalBatches
 
 
 def noise(width: int, height: int) -> Image.Image:

@@ -20,12 +20,12 @@ import multilabel_classify
 import segment
 from tests.conftest import Script
 from tests.reference import TOLERANCE, load, load_weights
-from utils import checkpoint, task
-from utils.compute import DTYPES
-from utils.data import MEAN, STD, DeviceLoader
-from utils.learner import Learner
-from utils.reporting import Log
-from utils.voc import Target
+from utils import checkpoint, trainer
+from utils.device import DTYPES
+from utils.loader import MEAN, STD, DeviceLoader
+from utils.logger import Log
+from utils.segmentation import Target
+from utils.trainer import Learner
 
 CASES = load('golden_training')['cases']
 QUICK = 'classify/dla60x/g1', 'docker_classify/resnext50_elastic', 'multilabel/dla60x', 'segment/resnext50_elastic'
@@ -98,7 +98,7 @@ class Watch:
 
     def __init__(self, patch: pytest.MonkeyPatch):
         self.losses, self.updates, self.tests, self.learner = [], [], [], None
-        backward, evaluate = Learner.backward, task.evaluate
+        backward, evaluate = Learner.backward, trainer.evaluate
 
         def noted_backward(learner, loss):
             self.learner = learner
@@ -110,7 +110,7 @@ class Watch:
             return self.tests[-1]
 
         patch.setattr(Learner, 'backward', noted_backward)
-        patch.setattr(task, 'evaluate', noted_evaluate)
+        patch.setattr(trainer, 'evaluate', noted_evaluate)
 
     def note_update(self, optimizer: torch.optim.Optimizer, *_) -> None:
         """What the optimizer is about to do."""

@@ -7,15 +7,13 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torchvision.transforms.functional import normalize, to_tensor
 
+from data.voc import Scenes, groups_of_one_size, open_scene, open_scenes
+from data.voc_transforms import CentredScene, RandomScene
 from tests.pictures import SIZES, scene
-from utils.batches import EvalBatches
-from utils.compute import Compute
-from utils.confusion import IGNORED
-from utils.data import MEAN, STD, DeviceLoader
+from utils.device import Compute
 from utils.errors import UserError
-from utils.joint_transforms import CentredScene, RandomScene
-from utils.multiscale import MultiScale
-from utils.voc import Scenes, groups_of_one_size, open_scene, open_scenes
+from utils.loader import MEAN, STD, DeviceLoader, EvalBatches
+from utils.segmentation import IGNORED, MultiScale
 
 
 @pytest.mark.parametrize('height, width', SIZES)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
+from data import image_folder
 from tests.conftest import TinyNet
 from tests.runs import assert_same, content
-from utils import image_folder
 
 
 @pytest.fixture

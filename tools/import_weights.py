@@ -19,14 +19,10 @@ base net has one of the same shapes at the same stage and position; the others s
 """
 
 import re
-import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-if not __package__:  # run as a file: the packages are in the folder above
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +30,12 @@ from torch import Tensor, nn
 import models
 from models.dla import Tree
 from models.elastic import Split
-from models.halves import halved, joined
+from tools.branches import halved, joined
 from utils import checkpoint, safetensors_file
-from utils.arguments import Parser, random_seed
+from utils.checkpoint import check_fit, module_state
+from utils.cli import Parser, random_seed
 from utils.errors import UserError, exit_cleanly
-from utils.finite import check_weights
-from utils.restore import check_fit, module_state
+from utils.run import check_weights
 
 Rules = tuple[tuple[str, str], ...]  # (pattern of a whole name, what it is called instead); other names stay
 

@@ -3,16 +3,11 @@
 python -m tools.model_table
 """
 
-import sys
-from pathlib import Path
-
-if not __package__:  # run as a file: the packages are in the folder above
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 
 import models
-from utils.cost import count_macs, count_parameters
+from models.cost import count_macs, count_parameters
 
 OCTCONV = '[OctConv](https://arxiv.org/abs/1904.05049)'
 CSPNET = '[CSPNet](https://arxiv.org/abs/1911.11929)'

@@ -11,14 +11,10 @@ not tell. Classes are the checkpoint's own, or by their number those of ImageNet
 names. Exported nets take normalised images N x 3 x SIZE x SIZE, of any N and of the size of --image-size.
 """
 
-import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-if not __package__:  # run as a file: the packages are in the folder above
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 import torch
@@ -28,21 +24,20 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import models
-from data.staging import staged_files
+from data.class_names import readable_names
+from data.coco import squashed
+from data.image_folder import central_crop, open_image
+from data.voc import groups_of_one_size, size_of
+from data.voc_predictions import coloured
+from data.voc_transforms import CentredScene
+from tools.export import export, has_onnx
+from tools.pretrained import TASKS, load_net
 from utils import checkpoint
-from utils.arguments import Parser, add_device_argument, at_least_32, positive
-from utils.batches import EvalBatches
-from utils.class_names import readable_names
-from utils.coco import squashed
-from utils.compute import Compute
-from utils.data import DeviceLoader
+from utils.cli import Parser, add_device_argument, at_least_32, positive
+from utils.device import Compute
 from utils.errors import UserError, exit_cleanly
-from utils.export import export, has_onnx
-from utils.image_folder import central_crop, open_image
-from utils.joint_transforms import CentredScene
-from utils.predictions import coloured
-from utils.trained import TASKS, load_net
-from utils.voc import groups_of_one_size, size_of
+from utils.files import staged_files
+from utils.loader import DeviceLoader, EvalBatches
 
 SIZES = {'imagenet': 224, 'coco': 224, 'voc': 513}  # of the paper's tests
 TOP = 5

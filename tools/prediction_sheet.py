@@ -7,12 +7,8 @@ Below each image stand its labels: found in green, missed in grey, and what is n
 that the net gives them.
 """
 
-import sys
 from argparse import Namespace
 from pathlib import Path
-
-if not __package__:  # run as a file: the packages are in the folder above
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 import torch
@@ -21,14 +17,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import models
-from utils.arguments import Parser, at_least_32, png, positive
-from utils.batches import EvalBatches
-from utils.coco import MultiLabelImages, open_part, squashed
-from utils.compute import Compute
-from utils.data import DeviceLoader
+from data.coco import MultiLabelImages, open_part, squashed
+from tools.pretrained import open_classifier
+from utils.cli import Parser, at_least_32, png, positive
+from utils.device import Compute
 from utils.errors import exit_cleanly
-from utils.output import check_writable, write_figure
-from utils.trained import open_classifier
+from utils.files import check_writable, write_figure
+from utils.loader import DeviceLoader, EvalBatches
 
 COLOURS = {'found': 'green', 'missed': 'grey', 'not there': 'red'}
 

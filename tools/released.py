@@ -12,33 +12,29 @@ unless its file, the data or --amp has changed since.
 
 import hashlib
 import json
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a file: the packages are in the folder above
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 import torch
 
 import classify
 import multilabel_classify
 import segment
+from data.class_names import DATA_SETS
+from models.cost import count_macs, count_parameters
 from tools.model_table import PUBLISHED
-from utils.arguments import Parser, add_device_argument, natural, positive
-from utils.class_names import DATA_SETS
-from utils.compute import DTYPES
-from utils.cost import count_macs, count_parameters
+from tools.pretrained import TASKS
+from utils.cli import Parser, add_device_argument, natural, positive
+from utils.device import DTYPES
 from utils.errors import UserError, exit_cleanly, named
-from utils.interrupt import StopRequest
+from utils.files import check_writable, lock, write_files
+from utils.logger import ToolReporter, git_commit
 from utils.multilabel import NAMES
-from utils.output import check_writable, lock, write_files
-from utils.reporting import ToolReporter, git_commit
-from utils.task import Task, run
-from utils.trained import TASKS
+from utils.signals import StopRequest
+from utils.trainer import Task, run
 
 Row = dict[str, Any]  # of released.json: a net with its cost, what is published and what was measured
 

@@ -7,12 +7,8 @@ The small pictures are cells of the scenes at one magnification: an object looks
 """
 
 import json
-import sys
 from argparse import Namespace
 from pathlib import Path
-
-if not __package__:  # run as a file: the packages are in the folder above
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,9 +17,9 @@ from matplotlib.patches import Polygon, Rectangle
 from PIL import Image
 
 from data.scenes import CELL
-from utils.arguments import Parser
+from utils.cli import Parser
 from utils.errors import UserError, exit_cleanly
-from utils.output import rasterised
+from utils.files import rasterised
 
 SIZES = np.geomspace(24, 112, 5)  # of the rows: longer side of an object's box, in pixels
 TILE = 1.0  # side of a small picture, in inches

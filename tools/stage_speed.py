@@ -10,29 +10,23 @@ stages ran at the rate of the first net's stage of that name.
 """
 
 import statistics
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-
-if not __package__:  # run as a file: the packages are in the folder above
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from torch import nn
 
 import models
+from models.cost import macs_of_modules
 from models.fused import fused
-from utils.arguments import Parser, positive
-from utils.compute import Compute
-from utils.cost import macs_of_modules
+from tools.benchmark.timing import interleaved
+from utils.cli import Parser, positive
+from utils.device import Compute, keep_freed_memory
 from utils.errors import exit_cleanly
-from utils.interleaved import interleaved
-from utils.memory import keep_freed_memory
 
 WARM_UP = 2  # rounds that do not count
 

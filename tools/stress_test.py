@@ -11,12 +11,8 @@ Err@1 goes to stdout, a plot to --out and all numbers into a JSON file beside it
 
 import math
 import os
-import sys
 from argparse import Namespace
 from pathlib import Path
-
-if not __package__:  # run as a file: the packages are in the folder above
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from matplotlib.axes import Axes
@@ -27,19 +23,17 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 import models
-from utils.arguments import Parser, add_out_argument, add_test_arguments, scales
-from utils.batches import EvalBatches
-from utils.compute import Compute
-from utils.data import MEAN, DeviceLoader
+from data.image_folder import PictureFolder, open_folder, scaled_crop
+from tools.pretrained import open_classifier
+from utils.cli import Parser, add_out_argument, add_test_arguments, scales
+from utils.device import Compute
 from utils.errors import UserError, exit_cleanly
-from utils.image_folder import PictureFolder, open_folder, scaled_crop
-from utils.interrupt import StopRequest
-from utils.learner import Learner
-from utils.loop import evaluate
+from utils.files import check_results, write_results
+from utils.loader import MEAN, DeviceLoader, EvalBatches
+from utils.logger import ToolReporter
 from utils.metrics import TopErrors
-from utils.output import check_results, write_results
-from utils.reporting import ToolReporter
-from utils.trained import open_classifier
+from utils.signals import StopRequest
+from utils.trainer import Learner, evaluate
 
 
 def make_parser() -> Parser:

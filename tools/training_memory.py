@@ -8,25 +8,20 @@ before the net was built; on a GPU the peak of what was allocated there. Where a
 says what their growth gives for 16. ASPP cannot be trained on a single image: there, batch norms are frozen.
 """
 
-import sys
 from argparse import Namespace
 from collections.abc import Callable
-from pathlib import Path
-
-if not __package__:  # run as a file: the packages are in the folder above
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 
 import models
+from data.voc import CLASSES
 from models.norm import freeze_norms, train_but_frozen_norms
-from utils.apart import Apart
-from utils.arguments import Parser, positive
-from utils.compute import Compute
+from tools.benchmark.timing import Apart
+from utils.cli import Parser, positive
+from utils.device import Compute
 from utils.errors import exit_cleanly
-from utils.learner import Learner
-from utils.segmentation import segmentation_loss
-from utils.voc import CLASSES, Target
+from utils.segmentation import Target, segmentation_loss
+from utils.trainer import Learner
 
 RECIPE = 16  # images per update
 

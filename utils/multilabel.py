@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from utils.coco import SIZES
 from utils.distributed import gather_over_processes, sum_over_processes
-from utils.meters import Average
+from utils.metrics import Average
 
+SIZES = 'small', 'medium', 'large'  # of objects: below 32^2 pixels, below 96^2, and above
 NAMES = 'P_C', 'R_C', 'F_C', 'P_O', 'R_O', 'F_O'
 
 

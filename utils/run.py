@@ -7,17 +7,48 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from models.norm import statistics
 from utils import checkpoint
-from utils.checkpoint import Checkpoint
+from utils.checkpoint import Checkpoint, Identity, check_fit, head_difference, load_optimizer, resume, transfer
 from utils.distributed import everyones, is_distributed, rank, together, world_size
 from utils.errors import UserError, reading
-from utils.finite import FiniteLoss, check_weights
-from utils.interrupt import Stopped, StopRequest
-from utils.learner import Learner
+from utils.logger import Log, Reporter
 from utils.metrics import Metrics
-from utils.reporting import Log, Reporter
-from utils.restore import Identity, check_fit, head_difference, load_optimizer, resume, transfer
+from utils.signals import Stopped, StopRequest
+
+EPOCH = 2**32  # more steps than any epoch has
+
+
+class FiniteLoss:
+    """Remembers, on the device, the first step whose loss was not finite; asking waits for the device."""
+
+    def __init__(self, device: torch.device):
+        self.first_bad = torch.tensor(-1, device=device)  # epoch * EPOCH + step
+
+    def note(self, loss: Tensor, epoch: int, step: int) -> None:
+        """Look at the loss () of a step, without waiting."""
+        is_first = (self.first_bad < 0) & ~torch.isfinite(loss.detach())
+        self.first_bad = torch.where(is_first, epoch * EPOCH + step, self.first_bad)
+
+    def check(self, advice: str) -> None:
+        """UserError that names the first bad epoch and step of any process, if there is one, and gives the advice."""
+        bad = [place for place in everyones(self.first_bad.item()) if place >= 0]
+        with together():
+            if bad:
+                epoch, step = divmod(min(bad), EPOCH)
+                raise UserError(f'the loss is not finite at epoch {epoch}, step {step}; {advice}')
+
+
+def check_weights(model: nn.Module) -> None:
+    """UserError that names a tensor of the model's state which is not finite."""
+    state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    finite = torch.stack([value.isfinite().all() for value in state.values()])
+    if not finite.all():
+        name = list(state)[finite.tolist().index(False)]
+        raise UserError(f'{name} of the net is not finite: not saved')
 
 
 @dataclass(frozen=True)
@@ -77,7 +108,7 @@ class Run:
         folder: Path,
         files: Files,
         identity: Identity,
-        learner: Learner,
+        learner: Any,
         epochs: int,
         plan: dict[str, int],  # what makes an epoch: a position inside one means nothing under another plan
         save_steps: int,

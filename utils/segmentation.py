@@ -1,17 +1,63 @@
 """Loss and metrics of segmentation."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from utils.compute import HostCopy
-from utils.confusion import IGNORED, ConfusionMatrix
+from utils.device import HostCopy, Runner
 from utils.distributed import sum_over_processes, world_size
-from utils.meters import Average
-from utils.voc import Target
+from utils.metrics import Average
+
+IGNORED = 255  # the label of pixels that do not count
+
+
+class Target(NamedTuple):
+    """The truth of an image, or stacked, of a batch."""
+
+    labels: Tensor  # uint8 H x W, 255: does not count
+    index: int  # of the image in its set
+
+
+class ConfusionMatrix:
+    """How often each true class was predicted as each class: C x C, rows true, columns predicted."""
+
+    def __init__(self, device: torch.device, classes: list[str]):
+        self.classes = classes
+        self.counts = torch.zeros(len(classes), len(classes), dtype=torch.int64, device=device)
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        """Count pixels: class indices of one shape; targets of 255 are left out."""
+        total = len(self.classes)
+        predictions, targets = predictions.flatten().long(), targets.flatten().long()
+        cells = torch.where(targets == IGNORED, total * total, targets * total + predictions)
+        # Not bincount: on a GPU it waits, to see how many bins there are.
+        bins = cells.new_zeros(total * total + 1).scatter_add_(0, cells, torch.ones_like(cells))
+        self.counts += bins[:-1].view(total, total)
+
+    def reduce(self) -> None:
+        """Let every process have the counts of all."""
+        self.counts = sum_over_processes(self.counts)
+
+    def compute(self) -> dict[str, Any]:
+        """In %: `iou` per class, 0 where a class is in neither truth nor prediction, and its mean over all classes
+        (`miou`); the mean over the classes that the truth holds (`miou_present`), and their number (`present`)."""
+        counts = self.counts.cpu().double()
+        hits = counts.diagonal()
+        union = counts.sum(0) + counts.sum(1) - hits
+        iou = 100 * hits / union.clamp(min=1)
+        present = counts.sum(1) > 0
+        of_present = iou[present].mean().item() if present.any() else 0.0
+        return {
+            'miou': iou.mean().item(),
+            'miou_present': of_present,
+            'present': int(present.sum()),
+            'iou': dict(zip(self.classes, iou.tolist(), strict=True)),
+        }
 
 
 def segmentation_loss(outputs: Tensor, targets: Target) -> Tensor:
@@ -122,3 +168,30 @@ class SegmentationScores:
         lines.append(f'Mean IoU: {results["miou"]:.2f}')
         lines.append(f'Mean IoU over the {results["present"]} classes present: {results["miou_present"]:.2f}')
         return '\n'.join(lines)
+
+
+@dataclass(frozen=True)
+class MultiScale:
+    """A segmenter that is shown each image at every scale and, with `flip`, mirrored as well."""
+
+    runner: Runner
+    scales: Sequence[float]
+    flip: bool
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """N x 3 x H x W -> log-probabilities N x C x H x W, of the probabilities' mean."""
+        total, least = 0, torch.finfo(torch.float32).tiny
+        for scale in self.scales:
+            total = total + self._at(images, scale)
+            if self.flip:
+                total += self._at(images.flip(3), scale).flip(3)
+        return (total / (len(self.scales) * (1 + self.flip))).clamp_min(least).log()
+
+    def _at(self, images: Tensor, scale: float) -> Tensor:
+        """Probabilities at a scale, whose sides are brought to 16n + 1, as output stride 16 likes them."""
+        size = images.shape[-2:]
+        if scale == 1:
+            return self.runner(images).softmax(1)
+        scaled = [max(round((side * scale - 1) / 16), 1) * 16 + 1 for side in size]
+        images = F.interpolate(images, scaled, mode='bilinear', align_corners=True)
+        return F.interpolate(self.runner(images).softmax(1), size, mode='bilinear', align_corners=True)

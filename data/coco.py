@@ -1,0 +1,117 @@
+"""MS-COCO as a multi-label set: which classes an image holds, at which size of object, read once into a table."""
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import transforms
+
+from data.image_folder import open_image
+from utils.errors import UserError, named, reading
+from utils.form import NAME, Kind, fault
+from utils.multilabel import SIZES
+
+AREA_BOUNDS = 32**2, 96**2  # of pixels, as COCO's evaluation has them: small below the first, large from the second on
+FILE_NAME = Kind('the name of a file', lambda value: isinstance(value, str) and value.strip('./') != '')
+ID = Kind('an id', lambda value: isinstance(value, int | str))
+FORM = {'images': [{'id': ID, 'file_name': FILE_NAME}], 'categories': [{'id': ID, 'name': NAME}]}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Images and what they hold, as arrays: forked workers share them."""
+
+    files: np.ndarray  # N names
+    present: np.ndarray  # N x 3 x C booleans: an object of this size and class is in the image
+    classes: list[str]  # C, in the order of the file's categories
+
+
+class MultiLabelImages(Dataset):
+    """Pairs of a transformed image and its 3 x C booleans."""
+
+    def __init__(self, folder: Path, table: Table, transform: Callable[[Any], Tensor]):
+        self.folder, self.table, self.transform = folder, table, transform
+
+    def __len__(self) -> int:
+        return len(self.table.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, np.ndarray]:
+        image = open_image(str(self.folder / str(self.table.files[index])))
+        return self.transform(image), self.table.present[index]
+
+
+def squashed(size: int) -> transforms.Compose:
+    """The whole image as size x size, its aspect ratio not kept; uint8 3 x size x size."""
+    return transforms.Compose([transforms.Resize((size, size)), transforms.PILToTensor()])
+
+
+def open_part(folder: Path, part: str, year: str, transform: Callable[[Any], Tensor]) -> MultiLabelImages:
+    """FOLDER/PARTYEAR with FOLDER/annotations/instances_PARTYEAR.json; UserError if files are missing or wrong."""
+    images = folder / f'{part}{year}'
+    if not images.is_dir():
+        raise UserError(f'no folder {images}')
+    table = read_table(folder / 'annotations' / f'instances_{part}{year}.json')
+    there = {path.name for path in images.iterdir()}
+    missing = [name for name in map(str, table.files) if name not in there and not (images / name).is_file()]
+    if missing:
+        raise UserError(f'{images}: {len(missing)} images of the annotation file are not there: {named(missing)}')
+    return MultiLabelImages(images, table, transform)
+
+
+def read_table(path: Path) -> Table:
+    """Read an annotation file; images without annotations stay in, crowds count.
+
+    UserError that names the file and the fault if it is damaged, two images or categories have one id, or an annotation
+    has no valid image, category or area.
+    """
+    coco = _read(path)
+    images, categories, annotations = (coco.dataset.get(key, []) for key in ('images', 'categories', 'annotations'))
+    if not images or not categories or not annotations:  # without the last, as image_info_*.json: all would be absent
+        raise UserError(f'{path}: lists no images, no categories or no annotations')
+    wrong = fault({'images': images, 'categories': categories}, FORM, 'content')
+    if wrong:
+        raise UserError(f'{path}: its {wrong}')
+    rows = _places(path, annotations, 'image_id', [image['id'] for image in images])
+    columns = _places(path, annotations, 'category_id', [category['id'] for category in categories])
+    present = np.zeros((len(images), len(SIZES), len(categories)), dtype=bool)
+    present[rows, np.digitize(_areas(path, annotations), AREA_BOUNDS), columns] = True
+    files = np.array([image['file_name'] for image in images])
+    return Table(files, present, [category['name'] for category in categories])
+
+
+def _read(path: Path) -> COCO:
+    if not path.is_file():
+        raise UserError(f'no annotation file {path}')
+    with (
+        reading(f'{path}: not an annotation file of COCO, or a damaged one'),
+        contextlib.redirect_stdout(io.StringIO()),  # pycocotools reports its progress
+    ):
+        return COCO(str(path))
+
+
+def _places(path: Path, annotations: list[dict], key: str, known: list[int]) -> np.ndarray:
+    """For each annotation the place of its image or category among the known ones."""
+    place = {number: position for position, number in enumerate(known)}
+    if len(place) < len(known):
+        twice = next(number for position, number in enumerate(known) if place[number] != position)
+        raise UserError(f'{path}: two entries with the {key.replace("_", " ")} {twice}')
+    places = np.fromiter((place.get(note.get(key), -1) for note in annotations), np.int64, len(annotations))
+    if (places < 0).any():
+        note = annotations[int(places.argmin())]
+        raise UserError(f'{path}: annotation {note.get("id")} names an unknown {key}, {note.get(key)}')
+    return places
+
+
+def _areas(path: Path, annotations: list[dict]) -> np.ndarray:
+    areas = [note.get('area') for note in annotations]
+    for note, area in zip(annotations, areas, strict=True):
+        if not (isinstance(area, int | float) and 0 <= area < 1e300):
+            raise UserError(f'{path}: annotation {note.get("id")} has the area {area}, not a number from 0 on')
+    return np.array(areas, dtype=np.float64)

@@ -1,0 +1,154 @@
+"""ImageNet-like folders, FOLDER/CLASS/*.jpg, and the reference's augmentation and test crop."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import io, transforms
+from torchvision.transforms.functional import pil_to_tensor
+
+from data.folder_index import FolderIndex, open_index
+from utils.errors import UserError, named, reading
+
+PRINTED_ABOUT = 'JPEG', 'MPO', 'TIFF'  # whose libraries print, past Python, what they find wrong
+AREA, ASPECT = [0.08, 1.0], [3 / 4, 4 / 3]  # of the reference's random crops
+
+
+class PictureFolder(Dataset):
+    """Pairs of a transformed picture and its label, the number of its class."""
+
+    def __init__(self, index: FolderIndex, transform: Callable[[Any], Tensor], load: Callable[[str], Any]):
+        self.index, self.transform, self.load = index, transform, load
+        self.classes = index.classes
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        path, label = self.index[number]
+        return self.transform(self.load(path)), label
+
+
+class RandomCrop:
+    """A random crop of 8 to 100 % of the area resized to size x size, flipped half the time; uint8 3 x size x size.
+
+    Crops, flips and the random numbers drawn for them are torchvision's. So is the way of resizing, bilinear and
+    antialiased, but it is torch's instead of Pillow's, which takes a quarter of the time and rounds otherwise.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __call__(self, picture: Tensor | Image.Image) -> Tensor:
+        pixels = picture if isinstance(picture, Tensor) else pil_to_tensor(picture)
+        top, left, height, width = transforms.RandomResizedCrop.get_params(pixels, AREA, ASPECT)
+        crop = pixels[None, :, top : top + height, left : left + width]
+        crop = crop.contiguous(memory_format=torch.channels_last)  # which torch resizes fastest
+        resized = F.interpolate(crop, (self.size, self.size), mode='bilinear', antialias=True)[0]
+        return resized.flip(2) if torch.rand(1) < 0.5 else resized
+
+
+def central_crop(size: int) -> transforms.Compose:
+    """The shorter side to 256/224 of `size`, then the central size x size; uint8 3 x size x size."""
+    return transforms.Compose(
+        [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size), transforms.PILToTensor()]
+    )
+
+
+def scaled_crop(size: int, factor: float) -> transforms.Compose:
+    """central_crop with everything in the picture `factor` times as large; uint8 4 x size x size.
+
+    Where the picture no longer fills the crop the fourth channel is 0, else 1: there it will have the mean colour.
+    """
+    side = max(1, round(factor * (size * 256 / 224)))
+    return transforms.Compose(
+        [transforms.Resize(side), transforms.PILToTensor(), with_inside, transforms.CenterCrop(size)]
+    )
+
+
+def with_inside(pixels: Tensor) -> Tensor:
+    """Adds a channel of ones, which says what is of the picture: 3 x H x W -> 4 x H x W."""
+    return F.pad(pixels, (0, 0, 0, 0, 0, 1), value=1)
+
+
+def open_folder(
+    folder: Path, transform: Callable[[Any], Tensor], load: Callable[[str], Any] | None = None
+) -> PictureFolder:
+    """The pictures of `folder`, a folder per class; UserError if it or a class of it is empty or missing."""
+    if not folder.is_dir():
+        raise UserError(f'no folder {folder}')
+    return PictureFolder(open_index(folder), transform, load or open_image)
+
+
+def open_train_and_val(folder: Path, size: int) -> tuple[PictureFolder, PictureFolder]:
+    """FOLDER/train, augmented, and FOLDER/val; UserError unless both have the same classes."""
+    train = open_folder(folder / 'train', RandomCrop(size), open_pixels)
+    val = open_folder(folder / 'val', central_crop(size))
+    if train.classes != val.classes:
+        differing = sorted(set(train.classes) ^ set(val.classes))
+        raise UserError(f'{folder}: train and val must have the same classes; only one has {named(differing)}')
+    return train, val
+
+
+def open_pixels(path: str) -> Tensor:
+    """The picture as uint8 3 x H x W, of open_image's values; UserError if it cannot be decoded to its end.
+
+    torchvision decodes JPEGs with the library that Pillow uses, but without its copies. From 0.29 on it says that it
+    will lose its decoder: without it Pillow decodes everything, to the same values.
+    """
+    decode = getattr(io, 'decode_jpeg', None)
+    with opened(path) as image:
+        if decode and (image.format, image.mode) == ('JPEG', 'RGB'):
+            image.fp.seek(0)
+            content = torch.from_numpy(np.fromfile(image.fp, np.uint8))
+            try:
+                return decode(content)
+            except (RuntimeError, AttributeError):  # damaged, or torchvision is built without it: let Pillow tell
+                pass
+    return pil_to_tensor(open_image(path))
+
+
+def open_image(path: str) -> Image.Image:
+    """The picture as RGB; UserError that names it if it cannot be decoded to its end."""
+    with opened(path) as image:
+        if image.mode != 'RGB':
+            return image.convert('RGB')
+        image.load()
+        return image
+
+
+@contextmanager
+def opened(path: str | Path, kind: str = 'image') -> Iterator[Image.Image]:
+    """Within, the picture's header is read and the rest can be; UserError that names it if that fails, in one line."""
+    with (
+        reading(f'cannot read {kind} {path}'),
+        Image.open(path) as image,
+        _without_stderr() if image.format in PRINTED_ABOUT else nullcontext(),
+    ):
+        yield image
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """What matters of what the libraries print is raised, too."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # stderr is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

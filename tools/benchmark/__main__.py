@@ -1,0 +1,142 @@
+"""How fast nets are tested and trained here, how fast pictures are loaded, and how soon a run begins.
+
+    python -m tools.benchmark                                    resnext50_elastic, tested on 16 images of 224 x 224
+    python -m tools.benchmark --nets dla60x dla60x_elastic --rivals --train               training steps of two nets
+    python -m tools.benchmark --nets resnext50/segmenter --rivals deeplabv3_resnet50 --device cuda --amp bf16 --compile
+    python -m tools.benchmark --input                            the loaders alone, by number of workers
+    python -m tools.benchmark --startup [DIR]                    from launch to the first batch, of DIR or of a made set
+
+Nets are measured beside the same net run the reference's way (contiguous, float32, norms on their own) and beside
+torchvision's. The ways take turns, so that a machine that slows down for a while slows all of them; medians and ranges
+are printed, the peak of memory of each in a process of its own, and the share of what one large matrix product reaches
+in the same precision; torchvision's nets are compared with the first net's reference. Loaders meet torchvision's usual
+pipeline on JPEGs of 500 x 375; without workers their rate is per second of a core's time, else per second. The set that
+--startup makes has as many names as ImageNet, hard links to a few pictures.
+"""
+
+import json
+import os
+import statistics
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tools.benchmark import loaders as input_speed
+from tools.benchmark import nets as net_speed
+from tools.benchmark.nets import LAYOUTS, NETS, RIVALS, Work, ways_of
+from tools.benchmark.startup import STAGES, launch, made_set
+from utils.cli import Parser, natural, positive
+from utils.device import DTYPES, Compute
+from utils.errors import exit_cleanly
+from utils.files import check_writable, write_files
+from utils.loader import available_cores
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument('--input', action='store_true', help='measure the loaders')
+    what.add_argument('--startup', nargs='?', const='', metavar='DIR', help='measure the time to the first batch')
+    parser.add_argument('--rounds', type=positive, default=7, metavar='N', help='measurements of each way')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the numbers too')
+    add_net_arguments(parser)
+    add = parser.add_argument_group('--input').add_argument
+    add('--workers', type=natural, nargs='+', metavar='N', help='worker counts; default: 0 to the number of cores')
+    add('--pictures', type=positive, default=48, metavar='N', help='different pictures')
+    add('--images', type=positive, default=512, metavar='N', help='loaded per round: links to the pictures')
+    add = parser.add_argument_group('--startup without DIR').add_argument
+    add('--classes', type=positive, default=1000, metavar='N', help='of the set that is made')
+    add('--per-class', type=positive, default=1281, metavar='N', help='its training images per class')
+    return parser
+
+
+def add_net_arguments(parser: Parser) -> None:
+    """Which nets do what."""
+    add = parser.add_argument_group('nets').add_argument
+    add('--nets', nargs='+', choices=list(NETS), default=['resnext50_elastic'], metavar='NET', help=', '.join(NETS))
+    add('--rivals', nargs='*', choices=list(RIVALS), default=['resnext50_32x4d'], metavar='NAME',
+        help=f"torchvision's nets beside them: {', '.join(RIVALS)}")  # fmt: skip
+    add('--train', action='store_true', help='time training steps, else tests')
+    add('--amp', nargs='+', choices=list(DTYPES), default=['off', 'bf16'], help='precisions')
+    add('--layout', nargs='+', choices=LAYOUTS, default=list(LAYOUTS[:1]), help='of feature maps')
+    add('--compile', action='store_true', help='also compiled')
+    add('-b', '--batch-size', type=positive, default=16, metavar='N', help='images at once')
+    add('--image-size', type=positive, default=224, metavar='PIXELS', help='side of an image')
+    add('--device', choices=['auto', 'cuda', 'mps', 'cpu'], default='auto', help='where')
+
+
+def main(args: Namespace) -> None:
+    """Measure, print and note."""
+    if args.json:
+        check_writable(args.json)
+    report = report_startup if args.startup is not None else report_input if args.input else report_nets
+    rows = report(args)
+    if args.json:
+        facts = {'args': vars(args), 'device': Compute(args.device).name, 'cores': available_cores()}
+        noted = json.dumps({**facts, 'torch': torch.__version__, 'rows': rows}, default=str, indent=1) + '\n'
+        write_files({args.json: noted.encode()})
+
+
+def report_nets(args: Namespace) -> list[dict[str, Any]]:
+    """Measure nets and print them as a table."""
+    work = Work(args.device, args.train, args.batch_size, args.image_size)
+    ways = ways_of(args.nets, args.rivals, args.amp, args.layout, args.compile)
+    rows = net_speed.measure(ways, work, args.rounds)
+    print(f'| {"trained" if args.train else "tested"} | images/s (range) | times the reference | peak MiB |'
+          ' GFLOP/s | of a matrix product |\n| --- | ---: | ---: | ---: | ---: | ---: |')  # fmt: skip
+    for row in rows:
+        print(net_line(row))
+    return rows
+
+
+def net_line(row: dict[str, Any]) -> str:
+    """A line of the table."""
+    gflops = f'{row["flops"] / 1e9:.0f}'
+    if 'median' not in row:
+        return f'| {row["name"]} | | | | {gflops} | |'
+    compared = f'{row["times_reference"]:.2f} | {row["peak_bytes"] / 2**20:.0f}'
+    return f'| {row["name"]} | {in_words(row, 2)} | {compared} | {gflops} | {row["of_matrix_product"]:.0%} |'
+
+
+def in_words(row: dict[str, Any], digits: int) -> str:
+    """Median and range."""
+    return f'{row["median"]:.{digits}f} ({row["lowest"]:.{digits}f} to {row["highest"]:.{digits}f})'
+
+
+def report_input(args: Namespace) -> list[dict[str, Any]]:
+    """Measure loaders and print them as a table."""
+    workers = args.workers or range(available_cores() + 1)
+    rows = input_speed.measure(workers, args.pictures, args.images, args.rounds)
+    print("| workers | loader | images/s (range) | times torchvision's |\n| ---: | --- | ---: | ---: |")
+    for row in rows:
+        print(f'| {row["workers"]} | {row["loader"]} | {in_words(row, 0)} | {row["times_torchvision"]:.2f} |')
+    return rows
+
+
+def report_startup(args: Namespace) -> list[dict[str, float]]:
+    """Launch runs of the folder that is named, or of one that is made, and print their seconds."""
+    if args.startup:
+        return report_launches(args.startup, os.environ, args.rounds)
+    with made_set(args.classes, args.per_class) as (folder, environment):
+        print(f'{args.classes * args.per_class:,} training images in {args.classes:,} classes', flush=True)
+        return report_launches(folder, environment, args.rounds)
+
+
+def report_launches(folder: str, environment: Mapping[str, str], rounds: int) -> list[dict[str, float]]:
+    """A launch that may have to make the index of a large folder, then some that find it."""
+    print(f'| launched | {" | ".join(STAGES)} | seconds in all |\n| --- |{" ---: |" * (len(STAGES) + 1)}')
+    rows = []
+    for number in range(rounds + 1):
+        rows.append(launch(folder, environment))
+        told = ' | '.join(f'{rows[-1][stage]:.2f}' for stage in (*STAGES, 'total'))
+        print(f'| {"again" if number else "first"} | {told} |', flush=True)
+    totals = [row['total'] for row in rows[1:]]
+    print(f'launched again: {statistics.median(totals):.2f} s ({min(totals):.2f} to {max(totals):.2f})')
+    return rows
+
+
+if __name__ == '__main__':
+    exit_cleanly(lambda: main(make_parser().parse_args()))

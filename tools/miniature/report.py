@@ -1,0 +1,128 @@
+"""Results of nets over several seeds: mean and spread as a table and as a plot."""
+
+from collections.abc import Mapping
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from tools.miniature.data import THIRDS, Target
+from utils.metrics import Average
+
+
+class ScaleErrors:
+    """Loss, and top-1 error in %, overall (`err1`) and of each third of the sizes."""
+
+    smooth_loss = None
+
+    def __init__(self, device: torch.device):
+        self.averages = {name: Average(device) for name in ('loss', 'err1')}
+        self.wrong, self.seen = torch.zeros(2, len(THIRDS), dtype=torch.int64, device=device)
+
+    def update(self, loss: Tensor, outputs: Tensor, targets: Target) -> None:
+        """Count a batch: its mean loss (), outputs N x C and targets N."""
+        wrong = outputs.argmax(1) != targets.label
+        self.averages['loss'].update(loss, len(wrong))
+        self.averages['err1'].add(100 * wrong.sum(), len(wrong))
+        self.seen += targets.third.bincount(minlength=len(THIRDS))
+        self.wrong += targets.third[wrong].bincount(minlength=len(THIRDS))
+
+    def reduce(self) -> None:
+        """One process counts it all."""
+
+    def progress(self) -> str:
+        """Last value and average so far."""
+        loss, err1 = self.averages.values()
+        return f'Loss {loss.value:.4f} ({loss.average:.4f})\tErr@1 {err1.value:.3f} ({err1.average:.3f})'
+
+    def compute(self) -> dict[str, Any]:
+        """loss, err1, the error of each third (None of an empty one), and how many pictures each third has."""
+        counts = zip(THIRDS, self.wrong.tolist(), self.seen.tolist(), strict=True)
+        thirds = {name: 100 * wrong / seen if seen else None for name, wrong, seen in counts}
+        averages = {name: average.average for name, average in self.averages.items()}
+        return {**averages, **thirds, 'pictures': dict(zip(THIRDS, self.seen.tolist(), strict=True))}
+
+    def summary(self, results: dict[str, Any]) -> str:
+        """The line that ends an evaluation."""
+        return f' * Err@1 {results["err1"]:.3f}'
+
+    def state_dict(self) -> dict[str, Any]:
+        averages = {name: average.state_dict() for name, average in self.averages.items()}
+        return {**averages, 'wrong': self.wrong.tolist(), 'seen': self.seen.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, average in self.averages.items():
+            average.load_state_dict(state[name])
+        self.wrong.copy_(torch.tensor(state['wrong']))
+        self.seen.copy_(torch.tensor(state['seen']))
+
+
+MEASURES = {'err1': 'all', 'small': 'small', 'medium': 'medium', 'large': 'large'}
+Results = list[dict[str, Any]]  # of each run data, net, seed and every measure, in %
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    """Mean and standard deviation (of the sample, n - 1) of a measure over seeds; that of one seed is nan."""
+    return mean(values), stdev(values) if len(values) > 1 else float('nan')
+
+
+def values_of(results: Results, data: str, net: str, measure: str) -> list[float]:
+    """A measure of all seeds; of a third without pictures, none."""
+    chosen = [result[measure] for result in results if (result['data'], result['net']) == (data, net)]
+    return [value for value in chosen if value is not None]
+
+
+def names(results: Results, key: str) -> list[str]:
+    """The different values of `data` or `net`, in the order they come."""
+    return list(dict.fromkeys(result[key] for result in results))
+
+
+def table(results: Results, costs: Mapping[str, Mapping[str, tuple[int, int]]]) -> str:
+    """A row per data set and net in markdown; `costs` says their parameters and multiply-accumulates."""
+    columns = [f'error, {label} (%)' for label in MEASURES.values()]
+    rows = [['data', 'net', 'seeds', 'parameters (M)', 'GMACs', *columns], [*['---'] * 2, *['---:'] * 7]]
+    for data in names(results, 'data'):
+        for net in names(results, 'net'):
+            parameters, macs = costs[data][net]
+            values = [values_of(results, data, net, measure) for measure in MEASURES]
+            cost = [f'{parameters / 1e6:.2f}', f'{macs / 1e9:.4f}']
+            rows.append([data, net, str(len(values[0])), *cost, *map(cell, values)])
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in rows)
+
+
+def cell(values: list[float]) -> str:
+    """Mean and standard deviation; of one seed the mean alone."""
+    if not values:
+        return ''
+    middle, deviation = spread(values)
+    return f'{middle:.2f} ± {deviation:.2f}' if len(values) > 1 else f'{middle:.2f}'
+
+
+def draw(results: Results) -> Figure:
+    """A panel per data set: mean and standard deviation of each net overall and by size, a dot for each seed."""
+    sets = names(results, 'data')
+    figure = Figure(figsize=(4.5 * len(sets), 3.8), layout='constrained')
+    panels = figure.subplots(1, len(sets), squeeze=False)[0]
+    for panel, data in zip(panels, sets, strict=True):
+        draw_panel(panel, results, data)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, frameon=False)
+    return figure
+
+
+def draw_panel(panel: Axes, results: Results, data: str) -> None:
+    """The nets beside each other at every measure."""
+    nets = names(results, 'net')
+    for number, net in enumerate(nets):
+        offset = 0.24 * (number - (len(nets) - 1) / 2)
+        found = {place: values_of(results, data, net, measure) for place, measure in enumerate(MEASURES)}
+        found = {place + offset: values for place, values in found.items() if values}
+        middles, deviations = zip(*map(spread, found.values()), strict=True)
+        panel.errorbar(list(found), middles, deviations, fmt='o', capsize=4, color=f'C{number}', label=net)
+        for place, values in found.items():
+            panel.plot([place + 0.07] * len(values), values, '.', ms=3, color=f'C{number}', alpha=0.6)
+    panel.set_xticks(range(len(MEASURES)), MEASURES.values())
+    panel.set(title=data, xlabel='objects', ylabel='error (%)', ylim=(0, None))
+    panel.grid(alpha=0.3, axis='y')

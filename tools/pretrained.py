@@ -1,0 +1,112 @@
+"""The net that a checkpoint is of, with the checkpoint's weights: for the tools and torch.hub."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import models
+from data.class_names import DATA_SETS, default_names
+from utils import checkpoint
+from utils.checkpoint import Checkpoint, Identity, load_for_evaluation, module_state, resume
+from utils.errors import UserError
+
+Builder = Callable[..., nn.Module]
+
+# The tasks that checkpoints name, and their nets.
+TASKS: dict[str, dict[str, Builder]] = {
+    'imagenet': models.classifiers,
+    'coco': models.classifiers,
+    'voc': models.segmenters,
+}
+
+
+def load_net(
+    found: Checkpoint, task: str | None = None, arch: str | None = None, wanted: list[str] | None = None, **kwargs
+) -> tuple[nn.Module, Identity]:
+    """The net of a checkpoint with its weights, and what it is for; `kwargs` go to the net's builder.
+
+    `task` and `arch` are needed only where neither the file nor its tensors tell; `wanted` are the classes that the
+    checkpoint must have. UserError that says which is missing, or in what the file is of another net.
+    """
+    task, arch = identify(found, task, arch)
+    build = TASKS[task][arch]
+    classes = wanted or found.classes or default_names(task, count_outputs(found, build))
+    model, identity = build(num_classes=len(classes), **kwargs), Identity(task, arch, classes)
+    if wanted:
+        load_for_evaluation(model, found, identity)
+    else:
+        resume(model, found)
+    return model, identity
+
+
+def open_classifier(
+    path: Path, arch: str | None = None, task: str | None = None, wanted: list[str] | None = None
+) -> tuple[nn.Module, Identity]:
+    """The classifier of a file with its weights, in evaluation mode, and what it is for; the rest is as load_net's.
+
+    A file that does not name its task counts as ImageNet's, whose nets are COCO's too.
+    """
+    found = checkpoint.read(path)
+    own = 'coco' if found.task == 'coco' else 'imagenet'
+    model, identity = load_net(found, task or own, arch, wanted)
+    return model.eval(), identity
+
+
+def identify(found: Checkpoint, task: str | None, arch: str | None) -> tuple[str, str]:
+    """Task and net of a checkpoint: as the file says, else as given, else as its tensors tell."""
+    task, arch = _agreed(found, found.task, task), _agreed(found, found.arch, arch)
+    possible = [
+        (of, name) for of, registry in TASKS.items() for name in registry if task in (None, of) and arch in (None, name)
+    ]
+    if not possible:
+        known = f'tasks are {", ".join(TASKS)}; nets {", ".join(TASKS.get(task, models.classifiers))}'
+        raise UserError(f'{found.path}: a checkpoint of {arch or "a net"} for {task or "any task"}; {known}')
+    return possible[0] if len(possible) == 1 else _told_by_tensors(found, possible)
+
+
+def count_outputs(found: Checkpoint, build: Builder) -> int:
+    """Of how many classes the checkpoint's head is; UserError where it has no such head."""
+    net = _blueprint(build)
+    *_, last = module_state(net, net.heads)  # the bias of the last layer
+    if last not in found.state_dict:
+        raise UserError(f'{found.path}: a checkpoint of another net, it holds no {last}')
+    return found.state_dict[last].shape[:1].numel()
+
+
+def _agreed(found: Checkpoint, said: str | None, given: str | None) -> str | None:
+    if said and given and said != given:
+        raise UserError(f'{found.path}: a checkpoint of {said}, not of {given}')
+    return said or given
+
+
+def _told_by_tensors(found: Checkpoint, possible: list[tuple[str, str]]) -> tuple[str, str]:
+    """The one task and net that the names of the tensors fit.
+
+    ImageNet's and COCO's nets differ in nothing but their number of outputs: 1000 or 80 decides.
+    """
+    fitting = [(task, arch) for task, arch in possible if _fits(found, TASKS[task][arch])]
+    of_data_sets = [
+        (task, arch) for task, arch in fitting if count_outputs(found, TASKS[task][arch]) == len(DATA_SETS[task])
+    ]
+    for pairs in fitting, of_data_sets:
+        if len(pairs) == 1:
+            return pairs[0]
+    tasks, nets = map(set, zip(*(fitting or possible), strict=True))
+    flags = ['--task'] * (len(tasks) > 1) + ['--arch'] * (len(nets) > 1)
+    raise UserError(f'{found.path} does not say what it is of, nor do its tensors tell: give {" and ".join(flags)}')
+
+
+@cache
+def _blueprint(build: Builder) -> nn.Module:
+    """The net without memory for its weights."""
+    with torch.device('meta'):
+        return build()
+
+
+def _fits(found: Checkpoint, build: Builder) -> bool:
+    """Whether the checkpoint has the net's tensors; of 2018, it may lack num_batches_tracked."""
+    net = _blueprint(build)
+    return {name for name, _ in net.named_parameters()} <= found.state_dict.keys() <= net.state_dict().keys()

@@ -1,0 +1,177 @@
+"""Command-line arguments that scripts share, each described once."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from utils.device import DTYPES
+
+LARGEST = 2**31 - 1  # of whole numbers: products of two and an image's values are counted in 64 bits
+MOST_PIXELS = 2**14  # of a side
+MOST = 1e30  # of real numbers, which float32 holds
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the default of each argument in --help and one line for an error.
+
+    Flags are declared with dashes and may be given with underscores, as in the reference.
+    """
+
+    def __init__(self, description: str | None):
+        super().__init__(description=description, formatter_class=_HelpFormatter)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse's, which parse_args calls, with --a_flag, --a_flag=a_value and --a_fl read as --a-flag ..."""
+        args = list(sys.argv[1:] if args is None else args)
+        end = args.index('--') if '--' in args else len(args)
+        flags = [re.sub(r'^--[\w-]+(?==|\Z)', lambda flag: flag[0].replace('_', '-'), arg) for arg in args[:end]]
+        return super().parse_known_args(flags + args[end:], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'{self.prog}: error: {message} (--help lists the arguments)\n')
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The launch lines of the docstring as they are, and behind each argument its default, where it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where a run computes, what it writes and how it goes on: the same on every script."""
+    add = parser.add_argument_group('run').add_argument
+    add_device_argument(add)
+    add('--amp', choices=list(DTYPES), default='off', help='precision of products; tf32, fp16: GPUs only')
+    add('--no-channels-last', action='store_true', help='contiguous feature maps, slower')
+    add('--compile', action='store_true', help='torch.compile the net')
+    add('--seed', type=random_seed, metavar='N', help='of initial values, order and augmentation; 0 unless given')
+    add('--output', type=Path, default=Path(), metavar='DIR', help='for checkpoints, log and curves')
+    add('--resume', type=optional_path, metavar='PATH', help='checkpoint to go on from, evaluate or transfer')
+    add('--auto-resume', action='store_true', help="go on from the run's own last checkpoint, if there is one")
+    add('--save-steps', type=natural, default=0, metavar='N', help='save every N updates too; 0: at epochs only')
+    parser.set_defaults(static_loss_scale=None)
+
+
+def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
+    """One process per device. Under torch.distributed.run --world-size and --rank are the launcher's."""
+    add = parser.add_argument_group('one process per GPU').add_argument
+    add('--world-size', type=positive, default=1, metavar='N', help='number of processes')
+    add('--rank', type=natural, metavar='N', help='number of this process, from 0')
+    add('--dist-url', metavar='URL', help='where processes meet; default: where the launcher says')
+    add('--dist-backend', choices=['nccl', 'gloo'], help='default: nccl on GPUs, gloo on CPUs')
+    add('--dist-timeout', type=positive, default=600, metavar='SECONDS', help='after which a silent process is lost')
+    add('--average-bn', action='store_true', help='average running statistics over processes before each test')
+    add('--sync-bn', action='store_true', help='normalise over the batches of all processes; GPUs only')
+
+
+def add_recipe_arguments(
+    parser: argparse.ArgumentParser, architectures: list[str], batch: str = 'samples per update'
+) -> None:
+    """Net and optimisation, under the names and with the ImageNet defaults of the reference; `batch` is --help's."""
+    add = parser.add_argument_group('recipe').add_argument
+    add('-a', '--arch', choices=architectures, default='resnext50_elastic', metavar='ARCH',
+        help=', '.join(architectures))  # fmt: skip
+    add('--epochs', type=natural, default=120, metavar='N', help='epochs in all')
+    add('--start-epoch', type=natural, default=0, metavar='N', help="number of the first; a resumed file's own wins")
+    add('-b', '--batch-size', type=positive, default=256, metavar='N', help=batch)
+    add('-g', '--num-gpus', type=positive, default=8, metavar='N', help='as if on so many GPUs, on any number')
+    # --l: before Python 3.12 an abbreviation of two names of one flag counts as ambiguous.
+    add('--lr', '--learning-rate', '--l', type=nonnegative, default=0.1, metavar='X', help='initial learning rate')
+    add('--momentum', type=nonnegative, default=0.9, metavar='X', help='of SGD')
+    add('--weight-decay', '--wd', type=nonnegative, default=1e-4, metavar='X', help='of all parameters')
+
+
+def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
+    """Input and reporting of the classifying scripts."""
+    add = parser.add_argument_group('input and reporting').add_argument
+    add('--image-size', type=at_least_32, default=224, metavar='PIXELS', help='side of the crop')
+    add('-j', '--workers', type=natural, default=16, metavar='N', help="loading; at most the machine's cores")
+    add('-p', '--print-freq', type=positive, default=117, metavar='N', help='iterations between two lines')
+    add('-e', '--evaluate', action='store_true', help='evaluate on the validation set and exit')
+
+
+def add_test_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the tools that look at a classifier run it on pictures; the batch is classify.py's in testing."""
+    add = parser.add_argument
+    add('--image-size', type=at_least_32, default=224, metavar='PIXELS', help='side of the crop, as in training')
+    add('-b', '--batch-size', type=positive, default=32, metavar='N', help='images at once')
+    add('-j', '--workers', type=natural, default=0, metavar='N', help='loading processes')
+    add_device_argument(add)
+
+
+def add_device_argument(add: Callable[..., argparse.Action]) -> None:
+    """Where nets run; `add` is the add_argument of a parser or of a group of it."""
+    add('--device', choices=['auto', 'cuda', 'mps', 'cpu'], default='auto', help='auto: the first of them there is')
+
+
+def add_out_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    """The picture that a tool writes, and with it its numbers."""
+    add = parser.add_argument
+    add('-o', '--out', type=png, default=Path(default), metavar='FILE.png', help='picture; numbers go to FILE.json')
+
+
+def png(text: str) -> Path:
+    """The path of a picture, FILE.png."""
+    if not text.lower().endswith('.png'):
+        raise ValueError(text)
+    return Path(text)
+
+
+def optional_path(text: str) -> Path | None:
+    """A path; of nothing, which was the default in the reference, None."""
+    return Path(text) if text else None
+
+
+def at_least_32(text: str) -> int:
+    """Pixels from 32 on, the factor by which the classifiers reduce a picture's sides."""
+    return _between(32, int(text), MOST_PIXELS)
+
+
+def pixels(text: str) -> int:
+    """A side of at least a pixel."""
+    return _between(1, int(text), MOST_PIXELS)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0 on."""
+    return _between(0, int(text), LARGEST)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    return _between(1, int(text), LARGEST)
+
+
+def random_seed(text: str) -> int:
+    """A whole number from 0 on, of 64 bits."""
+    return _between(0, int(text), 2**63 - 1)
+
+
+def nonnegative(text: str) -> float:
+    """A number from 0 on."""
+    return _between(0, float(text), MOST)
+
+
+def above_zero(text: str) -> float:
+    """A number above 0."""
+    return _between(1 / MOST, float(text), MOST)
+
+
+def multiplier(text: str) -> float:
+    """A number from 0 on, whose product with another of our numbers float32 holds."""
+    return _between(0, float(text), 1e8)
+
+
+def scales(text: str) -> list[float]:
+    """Numbers between commas, above 0 and small enough for pictures."""
+    return [_between(1 / MOST, float(part), 64) for part in text.split(',')]
+
+
+def _between(least, value, most):
+    if not least <= value <= most:
+        raise ValueError(value)
+    return value

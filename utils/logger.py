@@ -1,0 +1,213 @@
+"""What a run says: printed lines, a bar on a terminal, log.jsonl and curves.png."""
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from tqdm import tqdm
+
+from utils.distributed import rank
+from utils.errors import UserError
+from utils.files import write_figure
+from utils.form import ANYTHING, COUNT, NAME, fault
+from utils.metrics import Clock, Metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+# The lines of the log, and what old or shorter ones lack.
+START = {'checkpoint': NAME, 'from_epoch': COUNT}
+EPOCH = {'epoch': COUNT, 'train': {str: ANYTHING}, 'val': {str: ANYTHING}}
+BEFORE = {'checkpoint': '', 'from_epoch': 0, 'train': {}, 'val': {}}
+
+
+class Reporter:
+    """Prints lines every `every` iterations; on a terminal a bar shows the rest, into a pipe goes no bar.
+
+    Of several processes only the first says anything. `images` go through an iteration of all of them.
+    """
+
+    def __init__(self, every: int, images: int = 0):
+        self.every, self.images, self.speaks = every, images, rank() == 0
+
+    def say(self, line: str) -> None:
+        if self.speaks:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    def bar(self, batches: Iterator, total: int, start: int = 0, label: str = '') -> tqdm:
+        on_terminal = self.speaks and sys.stdout.isatty() and sys.stderr.isatty()
+        return tqdm(batches, label, total, initial=start, leave=False, disable=not on_terminal)
+
+    def due(self, step: int, steps: int, common: int) -> bool:
+        """Whether step `step` of a test has a line; `steps` are this process's, of which all have `common` at least."""
+        return step % self.every == 0
+
+    def train_line(self, epoch: int, step: int, steps: int, clock: Clock, lr: float, metrics: Metrics) -> None:
+        data = f'Data {_pair(clock.data)}'
+        self.say(f'Epoch: [{epoch}][{step}/{steps}]\t{self.times(clock)}\t{data}\t{metrics.progress()}')
+
+    def test_line(self, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
+        self.say(f'Test: [{step}/{steps}]\t{self.times(clock)}\t{metrics.progress()}')
+
+    def times(self, clock: Clock) -> str:
+        """Seconds per iteration."""
+        return f'Time {_pair(clock.time)}'
+
+
+class SpeedReporter(Reporter):
+    """Also says how many images a second go through all processes, and gives averages over them, as the reference.
+
+    All processes must come to each of its lines; where some have a batch fewer to test, the last one has none.
+    """
+
+    def due(self, step: int, steps: int, common: int) -> bool:
+        return super().due(step, steps, common) and step < common
+
+    def train_line(self, epoch: int, step: int, steps: int, clock: Clock, lr: float, metrics: Metrics) -> None:
+        super().train_line(epoch, step, steps, clock, lr, _over_processes(metrics))
+
+    def test_line(self, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
+        super().test_line(step, steps, clock, _over_processes(metrics))
+
+    def times(self, clock: Clock) -> str:
+        """Seconds per iteration, images per second."""
+        return f'{super().times(clock)}\tSpeed {_pair([self.images / max(time, 1e-9) for time in clock.time])}'
+
+
+class SegmentationReporter(Reporter):
+    """The lines of segmentation, which the reference wrote otherwise: both count from 1, tests images to the last."""
+
+    def due(self, step: int, steps: int, common: int) -> bool:
+        return super().due(step, steps, common) or step + 1 == steps
+
+    def train_line(self, epoch: int, step: int, steps: int, clock: Clock, lr: float, metrics: Metrics) -> None:
+        self.say(f'epoch: {epoch + 1}\titer: {step + 1}/{steps}\tlr: {lr:.6f}\t{metrics.progress()}')
+
+    def test_line(self, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
+        self.say(f'eval: {metrics.progress()}')
+
+
+class ToolReporter(Reporter):
+    """Says on stderr, since stdout is a tool's table's, how the run or test of this label goes; of tests, the end."""
+
+    def __init__(self, label: str, every: int = 1):
+        super().__init__(every)
+        self.label = label
+
+    def say(self, line: str) -> None:
+        tqdm.write(f'{self.label}: {line}', file=sys.stderr)
+
+    def test_line(self, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
+        pass
+
+
+class Log:
+    """log.jsonl: a line for each start of a run, then one per epoch; curves.png is drawn from it."""
+
+    def __init__(self, folder: Path):
+        self.path, self.picture = folder / 'log.jsonl', folder / 'curves.png'
+
+    def start(self, arguments: dict[str, Any], checkpoint: str, **facts: Any) -> None:
+        """Note a (re)start: arguments, git commit, torch version, and the checkpoint's name, which tells runs apart.
+
+        The curves are drawn of what was noted after they were, by a run killed in between.
+        """
+        behind = _changed(self.picture) < _changed(self.path)
+        self.note(args=arguments, checkpoint=checkpoint, git=git_commit(), torch=torch.__version__, **facts)
+        if behind and self.epochs():
+            self.draw()
+
+    def note(self, **record: Any) -> None:
+        """Append a line; UserError if the disk is full."""
+        try:
+            with open(self.path, 'a+b') as file:
+                file.seek(max(file.tell() - 1, 0))
+                cut_off = file.read(1) not in (b'', b'\n')  # by a kill: that line stays apart from this one
+                file.write(b'\n' * cut_off + json.dumps(record, default=str).encode() + b'\n')
+        except OSError as error:
+            raise UserError(f'cannot write {self.path}: {error.strerror}') from error
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """One record per epoch of the latest run, in order; what it did again after going back counts once.
+
+        Runs share a folder if their checkpoints have different names.
+        """
+        runs, epochs = {}, {}
+        for record in self._records():
+            if 'args' in record:
+                run = record['checkpoint']
+                epochs = {n: done for n, done in runs.get(run, {}).items() if n < record['from_epoch']}
+                runs[run] = epochs
+            else:
+                epochs[record['epoch']] = record
+        return list(epochs.values())
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        """The lines of our form; not one that was cut off by a kill, nor a foreign one."""
+        for line in self.path.read_bytes().splitlines():
+            with suppress(ValueError, RecursionError):
+                record = json.loads(line)
+                if isinstance(record, dict):
+                    record = BEFORE | record
+                    if not fault(record, START if 'args' in record else EPOCH, ''):
+                        yield record
+
+    def draw(self) -> None:
+        """Draw the curves of all epochs noted so far."""
+        draw_curves(self.epochs(), self.picture)
+
+
+def draw_curves(epochs: list[dict[str, Any]], picture: Path, columns: int = 4) -> None:
+    """One panel per number that training or validation reports, over the epochs; UserError if the disk is full."""
+    curves: dict[str, dict[str, dict[int, float]]] = {}  # of a quantity, then in training and validation, by epoch
+    for part in 'train', 'val':
+        for record in epochs:
+            for quantity, value in record.get(part, {}).items():
+                if isinstance(value, float):
+                    curves.setdefault(quantity, {}).setdefault(part, {})[record['epoch'] + 1] = value
+    if not curves:
+        return
+    rows, columns = -(-len(curves) // columns), min(columns, len(curves))
+    figure = Figure(figsize=(4 * columns, 3 * rows), layout='tight')
+    for place, (quantity, parts) in enumerate(curves.items(), 1):
+        panel = figure.add_subplot(rows, columns, place)
+        for part, points in parts.items():
+            panel.plot(list(points), list(points.values()), marker='.', label=part)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set(title=quantity, xlabel='epochs done', ylim=(0, None))
+        panel.grid(alpha=0.3)
+        if place == 1:
+            panel.legend()
+    write_figure(figure, picture, dots_per_inch=100)
+
+
+def _changed(path: Path) -> int:
+    """When a file was last written, in ns; 0 if it is not there."""
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def git_commit() -> str | None:
+    """The commit of this checkout, `-dirty` behind it if files were changed; None outside git."""
+    command = ['git', '-C', str(ROOT), 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _over_processes(metrics: Metrics) -> Metrics:
+    """What all processes counted, in metrics that nobody goes on counting with."""
+    total = copy.deepcopy(metrics)
+    total.reduce()
+    return total
+
+
+def _pair(last_and_average: list[float]) -> str:
+    return '{:.3f} ({:.3f})'.format(*last_and_average)
