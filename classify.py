@@ -9,6 +9,8 @@ of 256 as if on 8 GPUs, 120 epochs, the learning rate divided by 10 every 30.
 """
 
 from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +18,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 import models
-from data.image_folder import central_crop, open_folder, open_train_and_val
+from data.image_folder import PictureFolder, central_crop, open_folder, open_train_and_val
+from utils.checkpoint import Identity
 from utils.cli import (
     Parser,
     add_distributed_arguments,
@@ -25,12 +28,13 @@ from utils.cli import (
     add_run_arguments,
     positive,
 )
-from utils.device import on_gpu
+from utils.distributed import job, together
 from utils.errors import exit_cleanly
+from utils.logger import Reporter
 from utils.metrics import TopErrors
-from utils.run import Best, Files
+from utils.run import Files
 from utils.schedules import step_decay
-from utils.trainer import Task, run
+from utils.trainer import Trainer
 
 
 def make_parser(description: str = __doc__, batch: str = 'samples per update') -> Parser:
@@ -44,35 +48,33 @@ def make_parser(description: str = __doc__, batch: str = 'samples per update') -
     return parser
 
 
-def main(args: Namespace) -> None:
-    """Train, or with --evaluate only test, as the arguments say."""
-    run(make_task, args)
+def main(
+    args: Namespace, last: str | None = None, reporter: Callable[[int, int], Reporter] = Reporter
+) -> dict[str, float] | None:
+    """Train, or with --evaluate only test: its results. `last` names the run's last checkpoint."""
+    with job(args):
+        with together():
+            train_set, val_set = open_sets(args)
+            torch.manual_seed(args.seed or 0)
+            model = models.build_classifier(args.arch, len(val_set.classes))
+            files = Files(last or f'{args.arch}_checkpoint.pth.tar', best='model_best.pth.tar')
+            meta = Identity('imagenet', args.arch, val_set.classes)
+            trainer = Trainer(args, meta, files, model, cross_entropy, reporter)
+        if args.evaluate:
+            return trainer.evaluate(val_set, TopErrors)
+        optimizer = SGD(
+            model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=trainer.on_gpu
+        )
+        schedule = partial(step_decay, args.lr, every=args.decay_epochs)
+        trainer.fit(optimizer, schedule, train_set, TopErrors, val_set, TopErrors)
+        return None
 
 
-def make_task(args: Namespace) -> Task:
-    """Data, net, recipe and measures."""
+def open_sets(args: Namespace) -> tuple[PictureFolder | None, PictureFolder]:
+    """DIR/train, augmented, unless only testing, and DIR/val."""
     if args.evaluate:
-        train_set, val_set = None, open_folder(args.data / 'val', central_crop(args.image_size))
-    else:
-        train_set, val_set = open_train_and_val(args.data, args.image_size)
-    torch.manual_seed(args.seed or 0)
-    model = models.build_classifier(args.arch, len(val_set.classes))
-    return Task(
-        name='imagenet',
-        files=Files(f'{args.arch}_checkpoint.pth.tar', Best('model_best.pth.tar', metric='err1', key='best_err1')),
-        classes=val_set.classes,
-        model=model,
-        optimizer=SGD(
-            model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=on_gpu(args.device)
-        ),
-        loss=cross_entropy,
-        learning_rate=lambda epoch: step_decay(args.lr, epoch, args.decay_epochs),
-        train_set=train_set,
-        val_set=val_set,
-        image_size=args.image_size,
-        train_metrics=TopErrors,
-        val_metrics=TopErrors,
-    )
+        return None, open_folder(args.data / 'val', central_crop(args.image_size))
+    return open_train_and_val(args.data, args.image_size)
 
 
 if __name__ == '__main__':

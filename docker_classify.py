@@ -11,14 +11,11 @@ model is saved (--average-bn: averaged before each test, which the processes the
 """
 
 from argparse import Namespace
-from dataclasses import replace
 
 import classify
 from utils.cli import Parser, above_zero
 from utils.errors import exit_cleanly
 from utils.logger import SpeedReporter
-from utils.run import Best, Files
-from utils.trainer import Task, run
 
 
 def make_parser() -> Parser:
@@ -26,19 +23,14 @@ def make_parser() -> Parser:
     add = parser.add_argument_group('as in the reference').add_argument
     add('--fp16', action='store_true', help='the same as --amp fp16')
     add('--static-loss-scale', type=above_zero, metavar='X', help='of fp16; default: as large as it can be')
-    parser.set_defaults(batch_size=32, workers=8)
+    parser.set_defaults(batch_size=32, workers=8, batch_per_gpu=True)
     return parser
 
 
-def main(args: Namespace) -> None:
-    """Train, or with --evaluate only test, as the arguments say."""
-    run(make_task, Namespace(**{**vars(args), 'amp': 'fp16' if args.fp16 else args.amp}))
-
-
-def make_task(args: Namespace) -> Task:
-    """classify.py's, under the names of the reference's script."""
-    files = Files('checkpoint.pth.tar', Best('model_best.pth.tar', metric='err1', key='best_err1'))
-    return replace(classify.make_task(args), files=files, reporter=SpeedReporter, batch_per_gpu=True)
+def main(args: Namespace) -> dict[str, float] | None:
+    """Train, or with --evaluate only test: its results."""
+    args = Namespace(**{**vars(args), 'amp': 'fp16' if args.fp16 else args.amp})
+    return classify.main(args, last='checkpoint.pth.tar', reporter=SpeedReporter)
 
 
 if __name__ == '__main__':

@@ -10,15 +10,18 @@ the learning rate divided by 10 after 24 and 30.
 """
 
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.optim import SGD
 
 import models
-from data.coco import open_part, squashed
+from data.coco import MultiLabelImages, open_part, squashed
 from data.image_folder import RandomCrop
+from utils.checkpoint import Identity
 from utils.cli import (
     Parser,
     add_distributed_arguments,
@@ -27,12 +30,13 @@ from utils.cli import (
     add_run_arguments,
     natural,
 )
-from utils.device import on_gpu
+from utils.distributed import job, together
 from utils.errors import UserError, exit_cleanly, named
+from utils.logger import Reporter
 from utils.multilabel import MultiLabelCounts, MultiLabelScores, multilabel_loss
 from utils.run import Files
 from utils.schedules import milestones
-from utils.trainer import Task, run
+from utils.trainer import Trainer
 
 
 def make_parser() -> Parser:
@@ -49,37 +53,38 @@ def make_parser() -> Parser:
     return parser
 
 
-def main(args: Namespace) -> None:
-    """Train, or with --evaluate only test, as the arguments say."""
-    run(make_task, args)
+def main(args: Namespace, reporter: Callable[[int, int], Reporter] = Reporter) -> dict[str, Any] | None:
+    """Train, or with --evaluate only test: its results."""
+    with job(args):
+        with together():
+            train_set, val_set = open_sets(args)
+            classes = val_set.table.classes
+            torch.manual_seed(args.seed or 0)
+            model = models.build_classifier(args.arch, len(classes))
+            files = Files(f'coco_{args.arch}_checkpoint.pth.tar')
+            trainer = Trainer(args, Identity('coco', args.arch, classes), files, model, multilabel_loss, reporter)
+        val_metrics = partial(MultiLabelScores, classes=classes)
+        if args.evaluate:
+            return trainer.evaluate(val_set, val_metrics)
+        optimizer = SGD(
+            model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=trainer.on_gpu
+        )
+        schedule = partial(milestones, args.lr, at=args.decay_epochs)
+        train_metrics = partial(MultiLabelCounts, classes=classes)
+        trainer.fit(optimizer, schedule, train_set, train_metrics, val_set, val_metrics)
+        return None
 
 
-def make_task(args: Namespace) -> Task:
-    """Data, net, recipe and measures."""
+def open_sets(args: Namespace) -> tuple[MultiLabelImages | None, MultiLabelImages]:
+    """Training images, augmented, unless only testing, and validation images; UserError if their classes differ."""
     val_set = open_part(args.data, 'val', args.year, squashed(args.image_size))
-    train_set = None if args.evaluate else open_part(args.data, 'train', args.year, RandomCrop(args.image_size))
-    classes = val_set.table.classes
-    if train_set and train_set.table.classes != classes:
+    if args.evaluate:
+        return None, val_set
+    train_set, classes = open_part(args.data, 'train', args.year, RandomCrop(args.image_size)), val_set.table.classes
+    if train_set.table.classes != classes:
         differing = sorted(set(train_set.table.classes) ^ set(classes)) or ['their order']
         raise UserError(f'{args.data}: train and val must have the same categories; they differ in {named(differing)}')
-    torch.manual_seed(args.seed or 0)
-    model = models.build_classifier(args.arch, len(classes))
-    return Task(
-        name='coco',
-        files=Files(f'coco_{args.arch}_checkpoint.pth.tar'),
-        classes=classes,
-        model=model,
-        optimizer=SGD(
-            model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=on_gpu(args.device)
-        ),
-        loss=multilabel_loss,
-        learning_rate=lambda epoch: milestones(args.lr, epoch, args.decay_epochs),
-        train_set=train_set,
-        val_set=val_set,
-        image_size=args.image_size,
-        train_metrics=partial(MultiLabelCounts, classes=classes),
-        val_metrics=partial(MultiLabelScores, classes=classes),
-    )
+    return train_set, val_set
 
 
 if __name__ == '__main__':

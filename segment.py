@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD
 
 import models
@@ -26,6 +26,7 @@ from data.voc_predictions import Predictions
 from data.voc_transforms import CentredScene, RandomScene
 from models.deeplab import DeepLab
 from models.norm import freeze_norms
+from utils.checkpoint import Identity
 from utils.cli import (
     Parser,
     add_distributed_arguments,
@@ -37,20 +38,19 @@ from utils.cli import (
     positive,
     scales,
 )
-from utils.device import on_gpu
+from utils.distributed import job, together
 from utils.errors import exit_cleanly
-from utils.logger import SegmentationReporter
-from utils.run import Files, Numbered
+from utils.logger import Reporter, SegmentationReporter
+from utils.run import Files
 from utils.schedules import poly
 from utils.segmentation import (
     MultiScale,
     RunningLoss,
     SegmentationScores,
-    Target,
     segmentation_loss,
     shared_segmentation_loss,
 )
-from utils.trainer import Task, run
+from utils.trainer import Trainer
 
 
 def make_parser() -> Parser:
@@ -93,65 +93,51 @@ def part_of_a_name(text: str) -> str:
     return text
 
 
-def main(args: Namespace) -> None:
-    """Evaluate, or with --train train, as the arguments say."""
-    run(evaluation if args.evaluate else training, args)
+def main(args: Namespace, reporter: Callable[[int, int], Reporter] = SegmentationReporter) -> dict[str, Any] | None:
+    """Evaluate, or with --train train: the results of an evaluation."""
+    with job(args):
+        return evaluate(args, reporter) if args.evaluate else train(args, reporter)
 
 
-def training(args: Namespace) -> Task:
-    """Training a segmenter in --output."""
-    train_set = open_scenes(args.data / 'VOC2012', 'train_aug.txt', RandomScene(args.crop_size))
-    torch.manual_seed(args.seed or 0)
-    model = models.build_segmenter(
-        args.arch, len(CLASSES), checkpoint_activations=not args.no_checkpoint_activations
-    )
-    smallest = 1 if args.freeze_bn else model.smallest_batch
-    if args.freeze_bn:
-        freeze_norms(model)
-    return make_task(args, model, shared_segmentation_loss, train_set=train_set, smallest_batch=smallest)
+def train(args: Namespace, reporter: Callable[[int, int], Reporter]) -> None:
+    """Train a segmenter in --output."""
+    with together():
+        train_set = open_scenes(args.data / 'VOC2012', 'train_aug.txt', RandomScene(args.crop_size))
+        torch.manual_seed(args.seed or 0)
+        recompute = not args.no_checkpoint_activations
+        model = models.build_segmenter(args.arch, len(CLASSES), checkpoint_activations=recompute)
+        if args.freeze_bn:
+            freeze_norms(model)
+        meta = Identity('voc', args.arch, CLASSES)
+        trainer = Trainer(args, meta, checkpoint_files(args), model, shared_segmentation_loss, reporter)
+    optimizer = SGD(parameter_groups(model, args.last_mult), args.base_lr, 0.9, fused=trainer.on_gpu)
+    schedule = partial(poly, args.base_lr, epochs=args.epochs)
+    trainer.fit(optimizer, schedule, train_set, RunningLoss)
 
 
-def evaluation(args: Namespace) -> Task:
-    """Evaluating a segmenter, with its predictions written to --output."""
-    scenes = open_scenes(args.data / 'VOC2012', 'val.txt', CentredScene(args.crop_size))
-    sizes = [size_of(path) for path in scenes.images]
-    if args.gpu is not None:
-        args.device = f'cuda:{args.gpu}'
-    args.resume = args.resume or args.output / checkpoints(args).numbered.name(args.epochs)
-    model = models.build_segmenter(args.arch, len(CLASSES))
-    predictions = Predictions(args.output, scenes, sizes, args.overlay)
-    return make_task(
-        args,
-        model,
-        segmentation_loss,
-        val_set=scenes,
-        val_groups=groups_of_one_size([scenes.transform.padded_size(size) for size in sizes]),
-        val_metrics=partial(SegmentationScores, classes=CLASSES, images=len(scenes), keep=predictions.keep),
-        wrap=partial(MultiScale, scales=args.scales, flip=args.flip) if args.flip or args.scales != [1] else None,
-        context=predictions,
-    )
+def evaluate(args: Namespace, reporter: Callable[[int, int], Reporter]) -> dict[str, Any]:
+    """Evaluate a segmenter and write its predictions to --output: its results."""
+    with together():
+        scenes = open_scenes(args.data / 'VOC2012', 'val.txt', CentredScene(args.crop_size))
+        sizes = [size_of(path) for path in scenes.images]
+        files = checkpoint_files(args)
+        resumed = args.resume or args.output / files.numbered(args.epochs)
+        device = args.device if args.gpu is None else f'cuda:{args.gpu}'
+        args = Namespace(**{**vars(args), 'resume': resumed, 'device': device})
+        model = models.build_segmenter(args.arch, len(CLASSES))
+        trainer = Trainer(args, Identity('voc', args.arch, CLASSES), files, model, segmentation_loss, reporter)
+    with Predictions(args.output, scenes, sizes, args.overlay) as predictions:
+        groups = groups_of_one_size([scenes.transform.padded_size(size) for size in sizes])
+        metrics = partial(SegmentationScores, classes=CLASSES, images=len(scenes), keep=predictions.keep)
+        several = args.flip or args.scales != [1]
+        wrap = partial(MultiScale, scales=args.scales, flip=args.flip) if several else None
+        return trainer.evaluate(scenes, metrics, groups, wrap)
 
 
-def make_task(args: Namespace, model: nn.Module, loss: Callable[[Tensor, Target], Tensor], **own: Any) -> Task:
-    """What training and evaluation have in common; `own` are other fields of Task."""
-    return Task(
-        name='voc',
-        files=checkpoints(args),
-        classes=CLASSES,
-        model=model,
-        optimizer=SGD(parameter_groups(model, args.last_mult), args.base_lr, 0.9, fused=on_gpu(args.device)),
-        loss=loss,
-        learning_rate=lambda epoch: poly(args.base_lr, epoch, args.epochs),
-        train_metrics=RunningLoss,
-        reporter=SegmentationReporter,
-        **own,
-    )
-
-
-def checkpoints(args: Namespace) -> Files:
-    """The reference's names: every tenth epoch and the last are kept."""
-    name = f'deeplab_{args.arch}_pascal_v3_{args.exp}'
-    return Files(f'{name}_last.pth', numbered=Numbered(f'{name}_epoch', every=10))
+def checkpoint_files(args: Namespace) -> Files:
+    """The names of the run's checkpoints."""
+    stem = f'deeplab_{args.arch}_{args.dataset}_v3_{args.exp}_'
+    return Files(f'{stem}last.pth', stem=f'{stem}epoch')
 
 
 def parameter_groups(model: nn.Module, last_mult: float) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add('--resume', type=optional_path, metavar='PATH', help='checkpoint to go on from, evaluate or transfer')
     add('--auto-resume', action='store_true', help="go on from the run's own last checkpoint, if there is one")
     add('--save-steps', type=natural, default=0, metavar='N', help='save every N updates too; 0: at epochs only')
-    parser.set_defaults(static_loss_scale=None)
+    parser.set_defaults(static_loss_scale=None, batch_per_gpu=False)  # both are docker_classify.py's
 
 
 def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:

@@ -142,11 +142,6 @@ class Compute:
         return f'{count}{self.name}, {str(self.dtype).removeprefix("torch.")}, {layout}' + ', compiled' * self.compile
 
 
-def on_gpu(name: str) -> bool:
-    """Whether that device is of CUDA, where the optimizer's fused operations never wait, not even for a loss scale."""
-    return pick_device(name).type == 'cuda'
-
-
 def set_up_gpu(device: torch.device, tf32: bool) -> None:
     """Make a numbered GPU the current one, let cuDNN choose its fastest algorithms, as the reference did, and decide
     for convolutions and matrix products alike whether float32 may be rounded to TF32, which no card of 2019 did."""

@@ -1,11 +1,12 @@
 """A training run: its folder, how far it is, its checkpoints and its log."""
 
 import signal
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from utils.distributed import everyones, is_distributed, rank, together, world_s
 from utils.errors import UserError, reading
 from utils.logger import Log, Reporter
 from utils.metrics import Metrics
-from utils.signals import Stopped, StopRequest
+from utils.signals import Stopped
 
 EPOCH = 2**32  # more steps than any epoch has
 
@@ -52,75 +53,58 @@ def check_weights(model: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class Best:
-    """The checkpoint of the best epoch and the validated quantity, in % and better if lower, that chooses it."""
-
-    name: str
-    metric: str
-    key: str  # of its value inside a checkpoint
-
-
-@dataclass(frozen=True)
-class Numbered:
-    """Checkpoints that are kept for good: of every `every` epochs, and of the run's last."""
-
-    stem: str  # before the number of epochs done
-    every: int
-
-    def name(self, epochs: int) -> str:
-        """That of the checkpoint of so many epochs."""
-        return f'{self.stem}{epochs}.pth'
-
-    def number(self, name: str) -> int | None:
-        """The epochs of the checkpoint of this name; None for other names."""
-        digits = name.removeprefix(self.stem).removesuffix('.pth')
-        return int(digits) if digits.isdecimal() and self.name(int(digits)) == name else None
-
-    def due(self, epoch: int, epochs: int) -> bool:
-        """Whether one is kept of `epoch`, in a run of `epochs`."""
-        return epoch % self.every == 0 or epoch == epochs
-
-
-@dataclass(frozen=True)
 class Files:
-    """What a run calls its checkpoints: the last and, where they are kept, the best and the numbered ones."""
+    """What a run calls its checkpoints: the last, that of the best epoch, and numbered ones that are kept for good.
+
+    An epoch is the best if its `metric`, of validation and in %, is lower than all before. A numbered file bears the
+    epochs done behind the `stem`; there is one every `every` epochs, and one at the run's end.
+    """
 
     last: str
-    best: Best | None = None
-    numbered: Numbered | None = None
+    best: str | None = None
+    metric: str = 'err1'
+    stem: str | None = None
+    every: int = 10
+
+    def numbered(self, epoch: int) -> str:
+        """The name of the numbered file of so many epochs done."""
+        return f'{self.stem}{epoch}.pth'
+
+    def due(self, epoch: int, epochs: int) -> bool:
+        """Whether a numbered file is kept of `epoch` epochs done, in a run of `epochs`."""
+        return self.stem is not None and (epoch % self.every == 0 or epoch == epochs)
 
     def include(self, name: str, epochs: int) -> bool:
         """Whether a run of so many epochs writes a file of this name."""
-        number = self.numbered and self.numbered.number(name)
-        if number:
-            return number <= epochs and self.numbered.due(number, epochs)
-        return name in (self.last, self.best and self.best.name)
+        digits = name.removeprefix(self.stem or '').removesuffix('.pth')
+        number = int(digits) if digits.isdecimal() else 0
+        is_numbered = number and name == self.numbered(number)
+        return name in (self.last, self.best) or bool(is_numbered and number <= epochs and self.due(number, epochs))
+
+
+class TrainState(NamedTuple):
+    """What a checkpoint keeps of training."""
+
+    model: nn.Module  # bare: neither compiled nor wrapped
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
 
 
 class Run:
-    """Where training is and how it is kept: `epoch` epochs done, and `step` micro-batches of the next.
+    """How far training is, `epoch` epochs done and `step` micro-batches of the next, and how that is kept on disk.
 
-    Whoever makes one holds the folder's lock, from before it looks for a checkpoint to go on from.
+    Whoever makes one holds the lock of --output, from before a checkpoint to go on from is looked for. `plan` is what
+    makes an epoch (samples, micro-batch, accumulate): a position inside one means nothing under another plan.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        files: Files,
-        identity: Identity,
-        learner: Any,
-        epochs: int,
-        plan: dict[str, int],  # what makes an epoch: a position inside one means nothing under another plan
-        save_steps: int,
-        reporter: Reporter,
-        stop: StopRequest,
+        self, args: Namespace, meta: Identity, files: Files, state: TrainState, plan: dict[str, int], reporter: Reporter
     ):
-        self.folder, self.files, self.identity, self.learner = folder, files, identity, learner
-        self.epochs, self.plan, self.save_steps = epochs, plan, save_steps
-        self.reporter, self.stop = reporter, stop
+        self.args, self.meta, self.files, self.state = args, meta, files, state
+        self.plan, self.reporter, self.folder = plan, reporter, args.output
         self.leads = rank() == 0  # the other processes of a job write nothing
-        self.log = Log(folder)
-        self.finite = FiniteLoss(learner.compute.device)
+        self.log = Log(self.folder)
+        self.finite = FiniteLoss(next(state.model.parameters()).device)
         self.epoch = self.step = self.seed = 0
         self.best: float | None = None  # before the first epoch is validated
         self.smooth_loss: float | None = None  # where the epoch under way began: an average that epochs hand on
@@ -128,17 +112,17 @@ class Run:
         self.metrics_state: dict[str, Any] | None = None  # of a resumed epoch, until they exist
         self.newest: Path | None = None  # checkpoint to go back to
 
-    def begin(self, found: Checkpoint | None, seed: int | None, start_epoch: int, arguments: dict[str, Any]) -> None:
+    def begin(self, found: Checkpoint | None, device: str) -> None:
         """Start afresh, resume `found` or transfer it, and log the arguments; UserError if it fits neither way."""
-        difference = found and head_difference(found, self.learner.model, self.identity)
+        difference = found and head_difference(found, self.state.model, self.meta)
         if found and not difference:
-            self._resume(found, seed, start_epoch)
+            self._resume(found)
         else:
-            self._start(found, difference, seed or 0, start_epoch)
+            self._start(found, difference)
         if self.leads:
-            checkpoint.remove_leftovers(self.folder, lambda name: self.files.include(name, self.epochs))
-            facts = {'device': str(self.learner.compute), 'from_epoch': self.epoch, 'from_step': self.step}
-            self.log.start(arguments, self.files.last, **facts)
+            checkpoint.remove_leftovers(self.folder, lambda name: self.files.include(name, self.args.epochs))
+            facts = {'device': device, 'from_epoch': self.epoch, 'from_step': self.step}
+            self.log.start(vars(self.args), self.files.last, **facts)
 
     def resumed_metrics(self, metrics: Metrics) -> Metrics:
         """Let an epoch's new metrics go on from where the resumed ones, or the last epoch's average, stopped."""
@@ -153,11 +137,9 @@ class Run:
         """UserError if a loss was not finite; waits for the device."""
         self.finite.check(f'last checkpoint: {self.newest}; a smaller --lr or another --amp may help')
 
-    def reached(self, step: int) -> None:
-        """After an update and at an epoch's end: raise Stopped if told to stop, save if it is time."""
-        self.step = step
-        self.stop.check()
-        if self.save_steps and step % (self.save_steps * self.learner.accumulate) == 0:
+    def save_if_due(self) -> None:
+        """Save inside an epoch, after an update, as often as --save-steps says."""
+        if self.args.save_steps and self.step % (self.args.save_steps * self.plan['accumulate']) == 0:
             self.save(self.files.last)
 
     @contextmanager
@@ -172,17 +154,16 @@ class Run:
             self.reporter.say(f'=> {name}: saved at {where}; --resume {self.newest} goes on')
             raise
 
-    def finish_epoch(self, **results: dict[str, Any]) -> None:
+    def finish_epoch(self, learning_rate: float, **results: dict[str, Any]) -> None:
         """Log the epoch's results in `train` and `val`, and save it, also as the best or numbered if it is."""
         names = [self.files.last]
         if self.files.best:
-            reached = results['val'][self.files.best.metric]
+            reached = results['val'][self.files.metric]
             if self.best is None or reached < self.best:
                 self.best = reached
-                names.append(self.files.best.name)
-        if self.files.numbered and self.files.numbered.due(self.epoch + 1, self.epochs):
-            names.append(self.files.numbered.name(self.epoch + 1))
-        learning_rate = self.learner.learning_rate(self.epoch + (self.step - 1) / self.step)
+                names.append(self.files.best)
+        if self.files.due(self.epoch + 1, self.args.epochs):
+            names.append(self.files.numbered(self.epoch + 1))
         if self.leads:
             self.log.note(epoch=self.epoch, lr=learning_rate, **results, **self._best())
         self.smooth_loss = self.metrics.smooth_loss
@@ -197,13 +178,13 @@ class Run:
         The first, which a run goes on from, is put in place last: one killed before that does the epoch again.
         """
         self.check_finite()
-        check_weights(self.learner.model)
+        check_weights(self.state.model)
         content = {
             'epoch': self.epoch,
-            **asdict(self.identity),
-            'state_dict': checkpoint.state_dict(self.learner.model),
-            'optimizer': self.learner.optimizer.state_dict(),
-            'scaler': self.learner.scaler.state_dict(),
+            **asdict(self.meta),
+            'state_dict': checkpoint.state_dict(self.state.model),
+            'optimizer': self.state.optimizer.state_dict(),
+            'scaler': self.state.scaler.state_dict(),
             'seed': self.seed,
             'position': self._position(),
             'smooth_loss': self.smooth_loss,
@@ -216,13 +197,13 @@ class Run:
         self.newest = self.folder / names[0]
 
     def _best(self) -> dict[str, float]:
-        return {} if self.best is None else {self.files.best.key: self.best}
+        return {} if self.best is None else {f'best_{self.files.metric}': self.best}
 
     def _processes(self) -> dict[str, list[dict[str, Any]]]:
         """What each process of a job has of its own: running statistics, and counts inside an epoch."""
         if not is_distributed():
             return {}
-        own = {name: value.cpu() for name, value in statistics(self.learner.model).items()}
+        own = {name: value.cpu() for name, value in statistics(self.state.model).items()}
         counts = None if self._position() is None else self.metrics.state_dict()
         return {'processes': everyones({'statistics': own, 'metrics': counts})}
 
@@ -231,35 +212,36 @@ class Run:
             return None
         return {'step': self.step, 'plan': self.plan, 'metrics': self.metrics.state_dict()}
 
-    def _start(self, found: Checkpoint | None, difference: str | None, seed: int, epoch: int) -> None:
-        own = sorted(path for path in self.folder.glob('*') if self.files.include(path.name, self.epochs))
+    def _start(self, found: Checkpoint | None, difference: str | None) -> None:
+        own = sorted(path for path in self.folder.glob('*') if self.files.include(path.name, self.args.epochs))
         if found and found.path in own:
             raise UserError(f'{found.path} cannot be resumed: {difference}; give another --output')
         if own:
             last = self.folder / self.files.last
             path, go_on = (last, 'go on with it (--auto-resume), or ') if last in own else (own[0], '')
-            cure = f'{go_on}give this one a folder of its own, --output runs/{self.identity.arch}'
+            cure = f'{go_on}give this one a folder of its own, --output runs/{self.meta.arch}'
             raise UserError(f'{path} is of another run: {cure}')
-        self.seed, self.epoch = seed, epoch
+        self.seed, self.epoch = self.args.seed or 0, self.args.start_epoch
         if found:
-            fresh = transfer(self.learner.model, found)
+            fresh = transfer(self.state.model, found)
             self.reporter.say(f'=> transferred {found.path}; left out, as initialised: {", ".join(fresh)}')
 
-    def _resume(self, found: Checkpoint, seed: int | None, start_epoch: int) -> None:
+    def _resume(self, found: Checkpoint) -> None:
+        seed = self.args.seed
         if seed is not None and found.seed not in (None, seed):
             raise UserError(f'{found.path} was trained with --seed {found.seed}, not {seed}: leave --seed out')
         self._take_position(found)
-        resume(self.learner.model, found)
+        resume(self.state.model, found)
         self._take_own(found)
-        load_optimizer(self.learner.model, self.learner.optimizer, found)
-        if found.scaler and self.learner.scaler.is_enabled():
+        load_optimizer(self.state.model, self.state.optimizer, found)
+        if found.scaler and self.state.scaler.is_enabled():
             with reading(f'{found.path}: its scaler has another form'):
-                self.learner.scaler.load_state_dict(found.scaler)
+                self.state.scaler.load_state_dict(found.scaler)
         self.seed = (seed or 0) if found.seed is None else found.seed
-        self.epoch = start_epoch if found.epoch is None else found.epoch
+        self.epoch = self.args.start_epoch if found.epoch is None else found.epoch
         self.smooth_loss, self.newest = found.smooth_loss, found.path
         if self.files.best:
-            self.best = found.best.get(self.files.best.key)
+            self.best = found.best.get(f'best_{self.files.metric}')
         self.reporter.say(f'=> resumed {found.path}: {self.epoch} epochs and {self.step} steps done')
 
     def _take_position(self, found: Checkpoint) -> None:
@@ -276,7 +258,7 @@ class Run:
     def _take_own(self, found: Checkpoint) -> None:
         """Go on with this process's own statistics and counts; a job of another size takes the first one's."""
         if found.processes and len(found.processes) == world_size():
-            own, statistics_here = found.processes[rank()], statistics(self.learner.model)
+            own, statistics_here = found.processes[rank()], statistics(self.state.model)
             check_fit(statistics_here, own['statistics'], found.path)
             for name, value in statistics_here.items():
                 value.copy_(own['statistics'][name])
