@@ -26,7 +26,7 @@ from utils.cli import (
     add_loop_arguments,
     add_recipe_arguments,
     add_run_arguments,
-    positive,
+    positive_int,
 )
 from utils.distributed import job, together
 from utils.errors import exit_cleanly
@@ -36,15 +36,26 @@ from utils.run import Files
 from utils.schedules import step_decay
 from utils.trainer import Trainer
 
+RECIPE = {
+    'epochs': 120,
+    'decay_epochs': 30,
+    'batch_size': 256,
+    'num_gpus': 8,
+    'lr': 0.1,
+    'momentum': 0.9,
+    'weight_decay': 1e-4,
+}
+
 
 def make_parser(description: str = __doc__, batch: str = 'samples per update') -> Parser:
     parser = Parser(description)
     parser.add_argument('data', type=Path, metavar='DIR', help='folder with train/ and val/; to evaluate, with val/')
     add_recipe_arguments(parser, list(models.classifiers), batch)
-    parser.add_argument('--decay-epochs', type=positive, default=30, metavar='N', help='lr is divided by 10 so often')
+    parser.add_argument('--decay-epochs', type=positive_int, metavar='N', help='epochs between divisions of lr by 10')
     add_loop_arguments(parser)
     add_run_arguments(parser)
     add_distributed_arguments(parser)
+    parser.set_defaults(**RECIPE)
     return parser
 
 

@@ -13,7 +13,7 @@ model is saved (--average-bn: averaged before each test, which the processes the
 from argparse import Namespace
 
 import classify
-from utils.cli import Parser, above_zero
+from utils.cli import Parser, positive_float
 from utils.errors import exit_cleanly
 from utils.logger import SpeedReporter
 
@@ -22,7 +22,7 @@ def make_parser() -> Parser:
     parser = classify.make_parser(__doc__, batch='samples per update of a process, one of --num-gpus')
     add = parser.add_argument_group('as in the reference').add_argument
     add('--fp16', action='store_true', help='the same as --amp fp16')
-    add('--static-loss-scale', type=above_zero, metavar='X', help='of fp16; default: as large as it can be')
+    add('--static-loss-scale', type=positive_float, metavar='X', help='of fp16; default: as large as it can be')
     parser.set_defaults(batch_size=32, workers=8, batch_per_gpu=True)
     return parser
 

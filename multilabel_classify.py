@@ -28,7 +28,7 @@ from utils.cli import (
     add_loop_arguments,
     add_recipe_arguments,
     add_run_arguments,
-    natural,
+    nonnegative_int,
 )
 from utils.distributed import job, together
 from utils.errors import UserError, exit_cleanly, named
@@ -38,18 +38,28 @@ from utils.run import Files
 from utils.schedules import milestones
 from utils.trainer import Trainer
 
+RECIPE = {
+    'epochs': 36,
+    'decay_epochs': [24, 30],
+    'batch_size': 96,
+    'num_gpus': 4,
+    'lr': 0.001,
+    'momentum': 0.9,
+    'weight_decay': 5e-4,
+}
+
 
 def make_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument('data', type=Path, metavar='DIR', help='folder with annotations/ and the images')
     parser.add_argument('--year', choices=['2014', '2017'], default='2014', help='of the folder and file names')
-    parser.add_argument('--decay-epochs', type=natural, nargs='+', default=[24, 30], metavar='N',
-        help='lr is divided by 10 after each')  # fmt: skip
+    parser.add_argument('--decay-epochs', type=nonnegative_int, nargs='+', metavar='N',
+        help='epochs after each of which lr is divided by 10')  # fmt: skip
     add_recipe_arguments(parser, list(models.classifiers))
     add_loop_arguments(parser)
     add_run_arguments(parser)
     add_distributed_arguments(parser)
-    parser.set_defaults(lr=0.001, weight_decay=5e-4, batch_size=96, num_gpus=4, epochs=36)
+    parser.set_defaults(**RECIPE)
     return parser
 
 

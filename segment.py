@@ -32,10 +32,10 @@ from utils.cli import (
     add_distributed_arguments,
     add_run_arguments,
     multiplier,
-    natural,
-    nonnegative,
+    nonnegative_float,
+    nonnegative_int,
     pixels,
-    positive,
+    positive_int,
     scales,
 )
 from utils.distributed import job, together
@@ -70,9 +70,9 @@ def add_segmentation_arguments(parser: Parser) -> None:
     add('--dataset', choices=['pascal'], default='pascal', help='PASCAL VOC 2012')
     add('--data', type=Path, default=Path('data/VOCdevkit'), metavar='DIR', help='folder with VOC2012/')
     add('-a', '--arch', choices=nets, default='resnext50_elastic', metavar='ARCH', help=', '.join(nets))
-    add('--epochs', type=positive, default=50, metavar='N', help='epochs in all')
-    add('--batch-size', '-b', type=positive, default=16, metavar='N', help='images per update')
-    add('--base-lr', type=nonnegative, default=0.007, metavar='X', help='initial learning rate')
+    add('--epochs', type=positive_int, default=50, metavar='N', help='epochs in all')
+    add('--batch-size', '-b', type=positive_int, default=16, metavar='N', help='images per update')
+    add('--base-lr', type=nonnegative_float, default=0.007, metavar='X', help='initial learning rate')
     add('--last-mult', type=multiplier, default=1.0, metavar='X', help="times that, for the head")
     add('--freeze-bn', action='store_true', help='leave batch norms as they are')
     add('--crop-size', type=pixels, default=513, metavar='PIXELS', help='of training and test')
@@ -81,9 +81,9 @@ def add_segmentation_arguments(parser: Parser) -> None:
     add('--scales', type=scales, default=[1.0], metavar='X,X,...', help='at which to test')
     add('--flip', action='store_true', help='test mirrored too')
     add('--overlay', action='store_true', help='write image | truth | prediction to overlays/')
-    add('--gpu', type=natural, metavar='N', help='the GPU to test on; default: all')
-    add('--workers', '-j', type=natural, default=4, metavar='N', help="loading; at most the machine's cores")
-    add('--print-freq', '-p', type=positive, default=10, metavar='N', help='iterations between two lines')
+    add('--gpu', type=nonnegative_int, metavar='N', help='the GPU to test on; default: all')
+    add('--workers', '-j', type=nonnegative_int, default=4, metavar='N', help="loading; at most the machine's cores")
+    add('--print-freq', '-p', type=positive_int, default=10, metavar='N', help='iterations between two lines')
 
 
 def part_of_a_name(text: str) -> str:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from data.layouts import make_folders, write_index, write_scene
 from data.scenes import CLASS_NAMES, render_scene
-from utils.cli import Parser, positive, random_seed
+from utils.cli import Parser, positive_int, random_seed
 from utils.errors import UserError, exit_cleanly
 from utils.files import staged_folder
 from utils.loader import available_cores
@@ -39,10 +39,10 @@ FEWEST = 4  # scenes in which every class appears
 def make_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument('out', type=Path, metavar='OUT', help='folder to write')
-    parser.add_argument('--train', type=positive, default=400, metavar='N', help='scenes to learn from')
-    parser.add_argument('--val', type=positive, default=160, metavar='N', help='scenes held out')
+    parser.add_argument('--train', type=positive_int, default=400, metavar='N', help='scenes to learn from')
+    parser.add_argument('--val', type=positive_int, default=160, metavar='N', help='scenes held out')
     parser.add_argument('--seed', type=random_seed, default=0, help='of all random choices')
-    parser.add_argument('-j', '--workers', type=positive, default=available_cores(), help='processes that draw')
+    parser.add_argument('-j', '--workers', type=positive_int, default=available_cores(), help='processes that draw')
     return parser
 
 

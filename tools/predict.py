@@ -33,7 +33,7 @@ from data.voc_transforms import CentredScene
 from tools.export import export, has_onnx
 from tools.pretrained import TASKS, load_net
 from utils import checkpoint
-from utils.cli import Parser, add_device_argument, at_least_32, positive
+from utils.cli import Parser, add_device_argument, at_least_32, positive_int
 from utils.device import Compute
 from utils.errors import UserError, exit_cleanly
 from utils.files import staged_files
@@ -72,7 +72,7 @@ def make_parser() -> Parser:
     add('--task', choices=list(TASKS), help='where the checkpoint does not say')
     add('-a', '--arch', choices=list(nets), metavar='ARCH', help=f'the same; {", ".join(nets)}')
     add('--image-size', type=at_least_32, metavar='PIXELS', help='as in training; default: 224, for VOC 513')
-    add('-b', '--batch-size', type=positive, default=8, metavar='N', help='pictures at a time')
+    add('-b', '--batch-size', type=positive_int, default=8, metavar='N', help='pictures at a time')
     add_device_argument(add)
     add('--output', type=Path, default=Path(), metavar='DIR', help='for the overlays')
     add('--export', type=Path, metavar='FILE.pt2', help='write the net as a program, and as ONNX where that is there')

@@ -19,7 +19,7 @@ from PIL import Image
 import models
 from data.coco import MultiLabelImages, open_part, squashed
 from tools.pretrained import open_classifier
-from utils.cli import Parser, at_least_32, png, positive
+from utils.cli import Parser, at_least_32, png, positive_int
 from utils.device import Compute
 from utils.errors import exit_cleanly
 from utils.files import check_writable, write_figure
@@ -33,7 +33,7 @@ def make_parser() -> Parser:
     parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT', help='of multilabel_classify.py')
     parser.add_argument('data', type=Path, metavar='DIR', help='folder with annotations/ and val2014/')
     parser.add_argument('out', type=png, metavar='OUT.png', help='picture to write')
-    parser.add_argument('--images', type=positive, default=24, metavar='N', help='how many, spread over the set')
+    parser.add_argument('--images', type=positive_int, default=24, metavar='N', help='how many, spread over the set')
     parser.add_argument('--image-size', type=at_least_32, default=224, metavar='PIXELS', help='as in training')
     parser.add_argument('--year', choices=['2014', '2017'], default='2014', help='of the folder and file names')
     parser.add_argument('-a', '--arch', choices=list(models.classifiers), help='where the checkpoint does not say')

@@ -27,7 +27,7 @@ from data.class_names import DATA_SETS
 from models.cost import count_macs, count_parameters
 from tools.model_table import PUBLISHED
 from tools.pretrained import TASKS
-from utils.cli import Parser, add_device_argument, natural, positive
+from utils.cli import Parser, add_device_argument, nonnegative_int, positive_int
 from utils.device import DTYPES
 from utils.errors import UserError, exit_cleanly, named
 from utils.files import check_writable, lock, write_files
@@ -97,8 +97,8 @@ def make_parser() -> Parser:
     add('--coco', type=Path, metavar='DIR', help='as for multilabel_classify.py')
     add('--voc', type=Path, metavar='DIR', help='the folder with VOC2012/, as for segment.py --data')
     add('--output', type=Path, default=Path('runs/released'), metavar='DIR', help='for the tables and predicted masks')
-    add('-b', '--batch-size', type=positive, metavar='N', help="images at once; default: the scripts' own")
-    add('-j', '--workers', type=natural, metavar='N', help="loading processes; default: the scripts' own")
+    add('-b', '--batch-size', type=positive_int, metavar='N', help="images at once; default: the scripts' own")
+    add('-j', '--workers', type=nonnegative_int, metavar='N', help="loading processes; default: the scripts' own")
     add('--amp', choices=list(DTYPES), default='off', help='mixed precision')
     add_device_argument(add)
     return parser

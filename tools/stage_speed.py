@@ -24,7 +24,7 @@ import models
 from models.cost import macs_of_modules
 from models.fused import fused
 from tools.benchmark.timing import interleaved
-from utils.cli import Parser, positive
+from utils.cli import Parser, positive_int
 from utils.device import Compute, keep_freed_memory
 from utils.errors import exit_cleanly
 
@@ -35,11 +35,11 @@ def make_parser() -> Parser:
     parser = Parser(__doc__)
     nets = list(models.classifiers)
     parser.add_argument('nets', nargs='+', choices=nets, metavar='ARCH', help=', '.join(nets))
-    parser.add_argument('--depth', type=positive, default=1, metavar='N', help='of stages in the tree of modules')
+    parser.add_argument('--depth', type=positive_int, default=1, metavar='N', help='of stages in the tree of modules')
     parser.add_argument('--amp', choices=['off', 'bf16'], default='off', help='precision')
-    parser.add_argument('-b', '--batch-size', type=positive, default=16, metavar='N', help='images at once')
-    parser.add_argument('--image-size', type=positive, default=224, metavar='PIXELS', help='side of an image')
-    parser.add_argument('--rounds', type=positive, default=7, metavar='N', help='measurements of each net')
+    parser.add_argument('-b', '--batch-size', type=positive_int, default=16, metavar='N', help='images at once')
+    parser.add_argument('--image-size', type=positive_int, default=224, metavar='PIXELS', help='side of an image')
+    parser.add_argument('--rounds', type=positive_int, default=7, metavar='N', help='measurements of each net')
     return parser
 
 

@@ -52,45 +52,45 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add('--output', type=Path, default=Path(), metavar='DIR', help='for checkpoints, log and curves')
     add('--resume', type=optional_path, metavar='PATH', help='checkpoint to go on from, evaluate or transfer')
     add('--auto-resume', action='store_true', help="go on from the run's own last checkpoint, if there is one")
-    add('--save-steps', type=natural, default=0, metavar='N', help='save every N updates too; 0: at epochs only')
+    add('--save-steps', type=nonnegative_int, default=0, metavar='N', help='save every N updates; 0: at epochs only')
     parser.set_defaults(static_loss_scale=None, batch_per_gpu=False)  # both are docker_classify.py's
 
 
 def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
     """One process per device. Under torch.distributed.run --world-size and --rank are the launcher's."""
     add = parser.add_argument_group('one process per GPU').add_argument
-    add('--world-size', type=positive, default=1, metavar='N', help='number of processes')
-    add('--rank', type=natural, metavar='N', help='number of this process, from 0')
+    add('--world-size', type=positive_int, default=1, metavar='N', help='number of processes')
+    add('--rank', type=nonnegative_int, metavar='N', help='number of this process, from 0')
     add('--dist-url', metavar='URL', help='where processes meet; default: where the launcher says')
     add('--dist-backend', choices=['nccl', 'gloo'], help='default: nccl on GPUs, gloo on CPUs')
-    add('--dist-timeout', type=positive, default=600, metavar='SECONDS', help='after which a silent process is lost')
+    add('--dist-timeout', type=positive_int, default=600, metavar='SECONDS',
+        help='after which a silent process is lost')  # fmt: skip
     add('--average-bn', action='store_true', help='average running statistics over processes before each test')
     add('--sync-bn', action='store_true', help='normalise over the batches of all processes; GPUs only')
 
 
-def add_recipe_arguments(
-    parser: argparse.ArgumentParser, architectures: list[str], batch: str = 'samples per update'
-) -> None:
-    """Net and optimisation, under the names and with the ImageNet defaults of the reference; `batch` is --help's."""
+def add_recipe_arguments(parser: argparse.ArgumentParser, nets: list[str], batch: str = 'samples per update') -> None:
+    """Net and optimization under the names of the reference. Defaults are the script's to set; `batch` is --help's."""
     add = parser.add_argument_group('recipe').add_argument
-    add('-a', '--arch', choices=architectures, default='resnext50_elastic', metavar='ARCH',
-        help=', '.join(architectures))  # fmt: skip
-    add('--epochs', type=natural, default=120, metavar='N', help='epochs in all')
-    add('--start-epoch', type=natural, default=0, metavar='N', help="number of the first; a resumed file's own wins")
-    add('-b', '--batch-size', type=positive, default=256, metavar='N', help=batch)
-    add('-g', '--num-gpus', type=positive, default=8, metavar='N', help='as if on so many GPUs, on any number')
+    add('-a', '--arch', choices=nets, default='resnext50_elastic', metavar='ARCH', help=', '.join(nets))
+    add('--epochs', type=nonnegative_int, metavar='N', help='epochs in all')
+    add('--start-epoch', type=nonnegative_int, default=0, metavar='N',
+        help="number of the first epoch; a resumed file's own wins")  # fmt: skip
+    add('-b', '--batch-size', type=positive_int, metavar='N', help=batch)
+    add('-g', '--num-gpus', type=positive_int, metavar='N',
+        help='GPUs that the batch is cut for; on fewer, their parts are computed one after the other')  # fmt: skip
     # --l: before Python 3.12 an abbreviation of two names of one flag counts as ambiguous.
-    add('--lr', '--learning-rate', '--l', type=nonnegative, default=0.1, metavar='X', help='initial learning rate')
-    add('--momentum', type=nonnegative, default=0.9, metavar='X', help='of SGD')
-    add('--weight-decay', '--wd', type=nonnegative, default=1e-4, metavar='X', help='of all parameters')
+    add('--lr', '--learning-rate', '--l', type=nonnegative_float, metavar='X', help='initial learning rate')
+    add('--momentum', type=nonnegative_float, metavar='X', help="SGD's momentum")
+    add('--weight-decay', '--wd', type=nonnegative_float, metavar='X', help='weight decay of all parameters')
 
 
 def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
     """Input and reporting of the classifying scripts."""
     add = parser.add_argument_group('input and reporting').add_argument
     add('--image-size', type=at_least_32, default=224, metavar='PIXELS', help='side of the crop')
-    add('-j', '--workers', type=natural, default=16, metavar='N', help="loading; at most the machine's cores")
-    add('-p', '--print-freq', type=positive, default=117, metavar='N', help='iterations between two lines')
+    add('-j', '--workers', type=nonnegative_int, default=16, metavar='N', help="loading; at most the machine's cores")
+    add('-p', '--print-freq', type=positive_int, default=117, metavar='N', help='iterations between two lines')
     add('-e', '--evaluate', action='store_true', help='evaluate on the validation set and exit')
 
 
@@ -98,8 +98,8 @@ def add_test_arguments(parser: argparse.ArgumentParser) -> None:
     """How the tools that look at a classifier run it on pictures; the batch is classify.py's in testing."""
     add = parser.add_argument
     add('--image-size', type=at_least_32, default=224, metavar='PIXELS', help='side of the crop, as in training')
-    add('-b', '--batch-size', type=positive, default=32, metavar='N', help='images at once')
-    add('-j', '--workers', type=natural, default=0, metavar='N', help='loading processes')
+    add('-b', '--batch-size', type=positive_int, default=32, metavar='N', help='images at once')
+    add('-j', '--workers', type=nonnegative_int, default=0, metavar='N', help='loading processes')
     add_device_argument(add)
 
 
@@ -126,52 +126,30 @@ def optional_path(text: str) -> Path | None:
     return Path(text) if text else None
 
 
-def at_least_32(text: str) -> int:
-    """Pixels from 32 on, the factor by which the classifiers reduce a picture's sides."""
-    return _between(32, int(text), MOST_PIXELS)
+def number_type(name: str, kind: Callable[[str], Any], least: float, most: float) -> Callable[[str], Any]:
+    """A type for argparse: int or float within bounds. Errors show its name: "invalid positive_int value: '0'"."""
+
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not least <= value <= most:
+            raise ValueError(text)
+        return value
+
+    parse.__name__ = name
+    return parse
 
 
-def pixels(text: str) -> int:
-    """A side of at least a pixel."""
-    return _between(1, int(text), MOST_PIXELS)
-
-
-def natural(text: str) -> int:
-    """A whole number from 0 on."""
-    return _between(0, int(text), LARGEST)
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 on."""
-    return _between(1, int(text), LARGEST)
-
-
-def random_seed(text: str) -> int:
-    """A whole number from 0 on, of 64 bits."""
-    return _between(0, int(text), 2**63 - 1)
-
-
-def nonnegative(text: str) -> float:
-    """A number from 0 on."""
-    return _between(0, float(text), MOST)
-
-
-def above_zero(text: str) -> float:
-    """A number above 0."""
-    return _between(1 / MOST, float(text), MOST)
-
-
-def multiplier(text: str) -> float:
-    """A number from 0 on, whose product with another of our numbers float32 holds."""
-    return _between(0, float(text), 1e8)
+nonnegative_int = number_type('nonnegative_int', int, 0, LARGEST)
+positive_int = number_type('positive_int', int, 1, LARGEST)
+random_seed = number_type('random_seed', int, 0, 2**63 - 1)
+pixels = number_type('pixels', int, 1, MOST_PIXELS)
+at_least_32 = number_type('at_least_32', int, 32, MOST_PIXELS)  # the factor by which classifiers reduce a side
+nonnegative_float = number_type('nonnegative_float', float, 0, MOST)
+positive_float = number_type('positive_float', float, 1 / MOST, MOST)
+multiplier = number_type('multiplier', float, 0, 1e8)  # of another of our numbers: float32 holds the product
+scale = number_type('scale', float, 1 / MOST, 64)
 
 
 def scales(text: str) -> list[float]:
-    """Numbers between commas, above 0 and small enough for pictures."""
-    return [_between(1 / MOST, float(part), 64) for part in text.split(',')]
-
-
-def _between(least, value, most):
-    if not least <= value <= most:
-        raise ValueError(value)
-    return value
+    """Factors of a picture's sides, between commas."""
+    return [scale(part) for part in text.split(',')]

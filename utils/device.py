@@ -2,11 +2,8 @@
 
 import ctypes
 import platform
-import resource
-import sys
 from collections.abc import Callable
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -163,21 +160,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-STATUS = Path('/proc/self/status')
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: on a GPU the peak of what PyTorch allocated there, else of what the whole process had resident."""
-    return torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else peak_resident()
-
-
-def peak_resident() -> int:
-    """Linux's own account of this program, where there is one: getrusage's includes the process that launched it."""
-    if STATUS.exists():
-        lines = dict(line.split(':', 1) for line in STATUS.read_text().splitlines())
-        return int(lines['VmHWM'].removesuffix('kB')) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def keep_freed_memory(device: torch.device) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from utils.distributed import gather_over_processes, sum_over_processes
-from utils.metrics import Average
+from utils.metrics import Metrics
 
 SIZES = 'small', 'medium', 'large'  # of objects: below 32^2 pixels, below 96^2, and above
 NAMES = 'P_C', 'R_C', 'F_C', 'P_O', 'R_O', 'F_O'
@@ -22,14 +22,12 @@ def multilabel_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return binary_cross_entropy_with_logits(outputs, labels) * outputs.shape[1]
 
 
-class MultiLabelCounts:
+class MultiLabelCounts(Metrics):
     """Loss, precision, recall and F in %: what training reports. A class is predicted where its logit is positive."""
 
-    smooth_loss = None
-
     def __init__(self, device: torch.device, classes: list[str]):
+        super().__init__(device, 'precision', 'recall')
         self.classes = classes
-        self.averages = {name: Average(device) for name in ('loss', 'precision', 'recall')}
         self.counts = torch.zeros(3, len(classes), dtype=torch.int64, device=device)  # hits, predicted, present
         self.by_size = torch.zeros(2, len(SIZES), dtype=torch.int64, device=device)  # found, present
 
@@ -40,15 +38,14 @@ class MultiLabelCounts:
         found = (targets & predicted[:, None]).sum((0, 2))
         self.counts += counts
         self.by_size += torch.stack([found, targets.sum((0, 2))])
+        super().update(loss, outputs, targets)
         precision, recall, _ = 100 * rates(counts.sum(1))
-        for name, value in ('loss', loss), ('precision', precision), ('recall', recall):
-            self.averages[name].update(value, len(targets))
+        self.averages['precision'].update(precision, len(targets))
+        self.averages['recall'].update(recall, len(targets))
 
     def reduce(self) -> None:
-        """Let every process have the counts of all."""
+        super().reduce()
         self.counts, self.by_size = sum_over_processes(self.counts), sum_over_processes(self.by_size)
-        for average in self.averages.values():
-            average.reduce()
 
     def progress(self) -> str:
         """Last values and averages of the batches, and on a second line the results so far."""
@@ -68,12 +65,10 @@ class MultiLabelCounts:
         return f' * {_in_words(results)}'
 
     def state_dict(self) -> dict[str, Any]:
-        averages = {name: average.state_dict() for name, average in self.averages.items()}
-        return {'averages': averages, 'counts': self.counts.cpu(), 'by_size': self.by_size.cpu()}
+        return {'averages': super().state_dict(), 'counts': self.counts.cpu(), 'by_size': self.by_size.cpu()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, average in self.averages.items():
-            average.load_state_dict(state['averages'][name])
+        super().load_state_dict(state['averages'])
         self.counts.copy_(state['counts'])
         self.by_size.copy_(state['by_size'])
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from utils.device import HostCopy, Runner
 from utils.distributed import sum_over_processes, world_size
-from utils.metrics import Average
+from utils.metrics import Metrics
 
 IGNORED = 255  # the label of pixels that do not count
 
@@ -80,14 +80,14 @@ def _summed_loss(outputs: Tensor, targets: Target) -> tuple[Tensor, Tensor]:
     return cross_entropy(outputs, labels, ignore_index=IGNORED, reduction='sum'), (labels != IGNORED).sum()
 
 
-class RunningLoss:
+class RunningLoss(Metrics):
     """The loss of the last batch and its exponential average over all epochs, as printed; an epoch's mean is logged."""
 
     decay = 0.99  # the reference's
 
     def __init__(self, device: torch.device):
-        self.loss = Average(device)
-        self.smooth: Tensor | None = None
+        super().__init__(device)
+        self.loss, self.smooth = self.averages['loss'], None  # the average is none before the first batch
 
     @property
     def smooth_loss(self) -> float | None:
@@ -100,43 +100,37 @@ class RunningLoss:
 
     def update(self, loss: Tensor, outputs: Tensor, targets: Target) -> None:
         """Count a batch's mean loss ()."""
-        self.loss.update(loss, len(outputs))
+        super().update(loss, outputs, targets)
         before = self.loss.last if self.smooth is None else self.smooth
         self.smooth = self.decay * before + (1 - self.decay) * self.loss.last
-
-    def reduce(self) -> None:
-        self.loss.reduce()
 
     def progress(self) -> str:
         """Last value and exponential average, in the reference's form."""
         return f'loss: {self.loss.value:.4f} ({self.smooth_loss:.4f})'
 
-    def compute(self) -> dict[str, float]:
-        """The mean over all images."""
-        return {'loss': self.loss.average}
-
     def state_dict(self) -> dict[str, Any]:
-        return {'loss': self.loss.state_dict(), 'smooth': self.smooth_loss}
+        return {**super().state_dict(), 'smooth': self.smooth_loss}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loss.load_state_dict(state['loss'])
+        super().load_state_dict(state)
         self.smooth_loss = state['smooth']
 
 
-class SegmentationScores:
+class SegmentationScores(Metrics):
     """Intersection over union of the classes; hands the predictions on to be kept."""
 
     def __init__(
         self, device: torch.device, classes: list[str], images: int, keep: Callable[[Tensor, list[int]], None]
     ):
-        self.confusion, self.loss = ConfusionMatrix(device, classes), Average(device)
+        super().__init__(device)
+        self.confusion = ConfusionMatrix(device, classes)
         self.done, self.images, self.keep = 0, images, keep
         self.copies: tuple[HostCopy, HostCopy] | None = None  # of the last batch's predictions and indices
 
     def update(self, loss: Tensor, outputs: Tensor, targets: Target) -> None:
         """Count a batch: its mean loss (), scores N x C x H x W, labels and indices."""
         predictions = outputs.argmax(1).to(torch.uint8)
-        self.loss.update(loss, len(predictions))
+        super().update(loss, outputs, targets)
         self.confusion.update(predictions, targets.labels)
         self.done += len(predictions)
         copies = HostCopy(predictions), HostCopy(targets.index)
@@ -150,8 +144,8 @@ class SegmentationScores:
         self.copies = None
 
     def reduce(self) -> None:
+        super().reduce()
         self.confusion.reduce()
-        self.loss.reduce()
 
     def progress(self) -> str:
         """How many images are done, about as many by each process."""
@@ -160,7 +154,7 @@ class SegmentationScores:
     def compute(self) -> dict[str, Any]:
         """The mean loss and what ConfusionMatrix computes; the last predictions are handed on."""
         self._keep_copies()
-        return {'loss': self.loss.average, **self.confusion.compute()}
+        return {**super().compute(), **self.confusion.compute()}
 
     def summary(self, results: dict[str, Any]) -> str:
         """A line per class, the mean over all as in the reference, and the mean over the classes present."""

@@ -28,7 +28,7 @@ from tools.benchmark import loaders as input_speed
 from tools.benchmark import nets as net_speed
 from tools.benchmark.nets import LAYOUTS, NETS, RIVALS, Work, ways_of
 from tools.benchmark.startup import STAGES, launch, made_set
-from utils.cli import Parser, natural, positive
+from utils.cli import Parser, nonnegative_int, positive_int
 from utils.device import DTYPES, Compute
 from utils.errors import exit_cleanly
 from utils.files import check_writable, write_files
@@ -40,16 +40,16 @@ def make_parser() -> Parser:
     what = parser.add_mutually_exclusive_group()
     what.add_argument('--input', action='store_true', help='measure the loaders')
     what.add_argument('--startup', nargs='?', const='', metavar='DIR', help='measure the time to the first batch')
-    parser.add_argument('--rounds', type=positive, default=7, metavar='N', help='measurements of each way')
+    parser.add_argument('--rounds', type=positive_int, default=7, metavar='N', help='measurements of each way')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the numbers too')
     add_net_arguments(parser)
     add = parser.add_argument_group('--input').add_argument
-    add('--workers', type=natural, nargs='+', metavar='N', help='worker counts; default: 0 to the number of cores')
-    add('--pictures', type=positive, default=48, metavar='N', help='different pictures')
-    add('--images', type=positive, default=512, metavar='N', help='loaded per round: links to the pictures')
+    add('--workers', type=nonnegative_int, nargs='+', metavar='N', help='worker counts; default: 0 to all cores')
+    add('--pictures', type=positive_int, default=48, metavar='N', help='different pictures')
+    add('--images', type=positive_int, default=512, metavar='N', help='loaded per round: links to the pictures')
     add = parser.add_argument_group('--startup without DIR').add_argument
-    add('--classes', type=positive, default=1000, metavar='N', help='of the set that is made')
-    add('--per-class', type=positive, default=1281, metavar='N', help='its training images per class')
+    add('--classes', type=positive_int, default=1000, metavar='N', help='of the set that is made')
+    add('--per-class', type=positive_int, default=1281, metavar='N', help='its training images per class')
     return parser
 
 
@@ -63,8 +63,8 @@ def add_net_arguments(parser: Parser) -> None:
     add('--amp', nargs='+', choices=list(DTYPES), default=['off', 'bf16'], help='precisions')
     add('--layout', nargs='+', choices=LAYOUTS, default=list(LAYOUTS[:1]), help='of feature maps')
     add('--compile', action='store_true', help='also compiled')
-    add('-b', '--batch-size', type=positive, default=16, metavar='N', help='images at once')
-    add('--image-size', type=positive, default=224, metavar='PIXELS', help='side of an image')
+    add('-b', '--batch-size', type=positive_int, default=16, metavar='N', help='images at once')
+    add('--image-size', type=positive_int, default=224, metavar='PIXELS', help='side of an image')
     add('--device', choices=['auto', 'cuda', 'mps', 'cpu'], default='auto', help='where')
 
 

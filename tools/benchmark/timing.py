@@ -1,16 +1,18 @@
 """Ways to do the same thing, timed in turns: a machine that slows down for a while slows all of them."""
 
 import multiprocessing
+import resource
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 
-from utils.device import peak_memory
 from utils.errors import UserError
 
 
@@ -40,6 +42,7 @@ def rates(amount: float, seconds: Sequence[float]) -> dict[str, float]:
     }
 
 
+STATUS = Path('/proc/self/status')
 Step = Callable[[], object]
 
 
@@ -108,3 +111,16 @@ def _answer(connection: Connection, make_step: Callable[..., Step], device: torc
             connection.send(None)
         else:
             connection.send(peak_memory(device) - before)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: on a GPU the peak of what PyTorch allocated there, else of what the whole process had resident."""
+    return torch.cuda.max_memory_allocated(device) if device.type == 'cuda' else peak_resident()
+
+
+def peak_resident() -> int:
+    """Linux's own account of this program, where there is one: getrusage's includes the process that launched it."""
+    if STATUS.exists():
+        lines = dict(line.split(':', 1) for line in STATUS.read_text().splitlines())
+        return int(lines['VmHWM'].removesuffix('kB')) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
