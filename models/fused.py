@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import deeplab, densenet, dla, resnext
-from models.elastic import SplitBottleneck, down, up
+from models.elastic import Split, SplitBottleneck, down, up
 
 Norm = nn.BatchNorm2d | nn.SyncBatchNorm
 
@@ -70,38 +70,41 @@ def summed(first: Conv, second: Conv) -> Conv:
 
 
 class Branches(nn.Module):
-    """merged(x) of a split bottleneck, with the norm behind the sum taken in; + other, relu."""
+    """merged(x) + other of a split block, each branch as convs one after the other; relu where the last conv has it."""
 
-    def __init__(self, block: SplitBottleneck, norm: Norm, relu: bool):
+    def __init__(self, block: Split, high: list[Conv], low: list[Conv] | None):
         super().__init__()
-        self.elastic = block.elastic
-        self.convs = nn.ModuleList(_branch(block, '', norm, relu))
-        if not block.split:
-            return
-        low = _branch(block, '_d', norm, relu=False)
-        low[2].bias = None  # the norm's is in the other branch
-        if self.elastic:
-            self.low = nn.ModuleList(low)
-        else:
-            first, second, third = self.convs
-            whole = side_by_side(first, low[0]), side_by_side(second, low[1]), summed(third, low[2])
-            self.convs = nn.ModuleList(whole)
+        if low and not block.elastic:
+            halves = list(zip(high, low, strict=True))
+            high = [*(side_by_side(*pair) for pair in halves[:-1]), summed(*halves[-1])]
+        self.high = nn.ModuleList(high)
+        self.low = nn.Sequential(*low) if block.elastic else None
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """N x in x H x W and, to be added, N x out x H' x W' -> N x out x H' x W'."""
-        first, second, third = self.convs
-        if self.elastic:
-            a, b, c = self.low
-            half = up(c(b(a(down(x)))), x.shape[-2:])
+        if self.low is not None:
+            half = up(self.low(down(x)), x.shape[-2:])
             other = half if other is None else half.add_(other)
-        return third(second(first(x)), other)
+        *front, last = self.high
+        for conv in front:
+            x = conv(x)
+        return last(x, other)
 
 
-def _branch(block: SplitBottleneck, suffix: str, norm: Norm, relu: bool) -> list[Conv]:
-    conv1, bn1, conv2, bn2, conv3 = (
-        block.get_submodule(name + suffix) for name in ('conv1', 'bn1', 'conv2', 'bn2', 'conv3')
-    )
-    return [Conv(conv1, bn1, relu=True), Conv(conv2, bn2, relu=True), Conv(conv3, norm, relu)]
+def bottleneck_branches(block: SplitBottleneck, relu: bool) -> Branches:
+    """A bottleneck's branches, bn3 taken in, which follows their sum."""
+
+    def branch(suffix: str) -> list[Conv]:
+        conv1, bn1, conv2, bn2, conv3 = (
+            block.get_submodule(name + suffix) for name in ('conv1', 'bn1', 'conv2', 'bn2', 'conv3')
+        )
+        return [Conv(conv1, bn1, relu=True), Conv(conv2, bn2, relu=True), Conv(conv3, block.bn3)]
+
+    high, low = branch(''), branch('_d') if block.split else None
+    high[2].relu = relu
+    if low:
+        low[2].bias = None  # the norm's is in the other branch
+    return Branches(block, high, low)
 
 
 class ResNeXtBlock(nn.Module):
@@ -110,7 +113,7 @@ class ResNeXtBlock(nn.Module):
     def __init__(self, block: resnext.Bottleneck):
         super().__init__()
         self.selayer, self.downsample = block.selayer, None
-        self.branches = Branches(block, block.bn3, relu=block.selayer is None)
+        self.branches = bottleneck_branches(block, relu=block.selayer is None)
         if block.downsample is not None:
             self.downsample = Conv(*block.downsample)
 
@@ -127,7 +130,7 @@ class DLABlock(nn.Module):
 
     def __init__(self, block: dla.Bottleneck):
         super().__init__()
-        self.branches = Branches(block, block.bn3, relu=True)
+        self.branches = bottleneck_branches(block, relu=True)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """As the block's."""
@@ -151,25 +154,14 @@ class DenseLayer(nn.Module):
 
     def __init__(self, layer: densenet.DenseLayer):
         super().__init__()
-        self.norm1, self.elastic = layer.norm1, layer.elastic
-        self.convs = nn.ModuleList([Conv(layer.conv1, layer.norm2, relu=True), Conv(layer.conv2)])
-        if layer.split:
-            low = [Conv(layer.conv1_d, layer.norm2_d, relu=True), Conv(layer.conv2_d)]
-            if self.elastic:
-                self.low = nn.ModuleList(low)
-            else:
-                first, second = self.convs
-                self.convs = nn.ModuleList([side_by_side(first, low[0]), summed(second, low[1])])
+        self.norm1 = layer.norm1
+        high = [Conv(layer.conv1, layer.norm2, relu=True), Conv(layer.conv2)]
+        low = [Conv(layer.conv1_d, layer.norm2_d, relu=True), Conv(layer.conv2_d)] if layer.split else None
+        self.branches = Branches(layer, high, low)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer's."""
-        y = F.relu(self.norm1(x), inplace=True)
-        first, second = self.convs
-        half = None
-        if self.elastic:
-            a, b = self.low
-            half = up(b(a(down(y))), x.shape[-2:])
-        return torch.cat([x, second(first(y), half)], 1)
+        return torch.cat([x, self.branches(F.relu(self.norm1(x), inplace=True))], 1)
 
 
 def fuse(module: nn.Module) -> nn.Module:
