@@ -125,7 +125,8 @@ class Seeded(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Any:
         epoch, index = key
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
+            mixed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)[0]
+            torch.default_generator.manual_seed(int(mixed))
             try:
                 return self.dataset[index]
             except UserError as error:  # as a value it crosses the process boundary without a worker's traceback
@@ -137,7 +138,8 @@ class DeviceLoader:
 
     def __init__(self, dataset: Dataset, batches: TrainBatches | EvalBatches, compute: Compute, workers: int):
         self.batches, self.compute = batches, compute
-        workers = min(workers, max(available_cores() // processes_here(), 1))
+        # torch.distributed.run tells how many processes share this machine's cores.
+        workers = min(workers, max(available_cores() // int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1))
         self.loader = DataLoader(
             Seeded(dataset, batches.seed),
             batch_sampler=batches,
@@ -248,13 +250,3 @@ def collate(samples: Sequence[Any]) -> Any:
 def available_cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
-
-def processes_here() -> int:
-    """The processes of this job on this machine, which share its cores, as torch.distributed.run tells."""
-    return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-
-
-def _mix(*numbers: int) -> int:
-    """One well-spread 64-bit seed from several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
