@@ -16,11 +16,10 @@ if not __package__:  # run as a file: the packages are in the folder above
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
-from PIL import Image
 from scipy.io import loadmat
 from tqdm import tqdm
 
-from data.palette import voc_palette
+from data.palette import mask_image
 from data.voc import CLASSES, size_of
 from utils.cli import Parser
 from utils.errors import UserError, exit_cleanly, named, reading
@@ -89,9 +88,7 @@ def write_mask(voc: Path, sbd: Path, name: str, target: Path) -> None:
     size = size_of(voc / 'JPEGImages' / f'{name}.jpg')
     if labels.shape != size:
         raise UserError(f'{source} is of {labels.shape} pixels, its image of {size}')
-    mask = Image.fromarray(labels)
-    mask.putpalette(voc_palette().tobytes())
-    mask.save(target)
+    mask_image(labels).save(target)
 
 
 def read_sbd(path: Path) -> np.ndarray:
