@@ -18,7 +18,7 @@ from torch.optim import SGD
 
 import models
 from data.coco import open_part, squashed
-from data.image_folder import RandomCrop
+from data.image_folder import RandomCrop, check_same_classes
 from utils.cli import (
     Parser,
     add_distributed_arguments,
@@ -28,7 +28,7 @@ from utils.cli import (
     natural,
 )
 from utils.device import on_gpu
-from utils.errors import UserError, exit_cleanly, named
+from utils.errors import exit_cleanly
 from utils.multilabel import MultiLabelCounts, MultiLabelScores, multilabel_loss
 from utils.run import Files
 from utils.schedules import milestones
@@ -59,9 +59,8 @@ def make_task(args: Namespace) -> Task:
     val_set = open_part(args.data, 'val', args.year, squashed(args.image_size))
     train_set = None if args.evaluate else open_part(args.data, 'train', args.year, RandomCrop(args.image_size))
     classes = val_set.table.classes
-    if train_set and train_set.table.classes != classes:
-        differing = sorted(set(train_set.table.classes) ^ set(classes)) or ['their order']
-        raise UserError(f'{args.data}: train and val must have the same categories; they differ in {named(differing)}')
+    if train_set:
+        check_same_classes(args.data, train_set.table.classes, classes)
     torch.manual_seed(args.seed or 0)
     model = models.build_classifier(args.arch, len(classes))
     return Task(

@@ -66,7 +66,7 @@ def central_crop(size: int) -> transforms.Compose:
 def scaled_crop(size: int, factor: float) -> transforms.Compose:
     """central_crop with everything in the picture `factor` times as large; uint8 4 x size x size.
 
-    Where the picture no longer fills the crop the fourth channel is 0, else 1: there it will have the mean colour.
+    Where the picture no longer fills the crop the fourth channel is 0, else 1: there it will have the mean color.
     """
     side = max(1, round(factor * (size * 256 / 224)))
     return transforms.Compose(
@@ -75,7 +75,7 @@ def scaled_crop(size: int, factor: float) -> transforms.Compose:
 
 
 def with_inside(pixels: Tensor) -> Tensor:
-    """Adds a channel of ones, which says what is of the picture: 3 x H x W -> 4 x H x W."""
+    """Add a channel of ones, which says what is of the picture: 3 x H x W -> 4 x H x W."""
     return F.pad(pixels, (0, 0, 0, 0, 0, 1), value=1)
 
 
@@ -92,10 +92,16 @@ def open_train_and_val(folder: Path, size: int) -> tuple[PictureFolder, PictureF
     """FOLDER/train, augmented, and FOLDER/val; UserError unless both have the same classes."""
     train = open_folder(folder / 'train', RandomCrop(size), open_pixels)
     val = open_folder(folder / 'val', central_crop(size))
-    if train.classes != val.classes:
-        differing = sorted(set(train.classes) ^ set(val.classes))
-        raise UserError(f'{folder}: train and val must have the same classes; only one has {named(differing)}')
+    check_same_classes(folder, train.classes, val.classes)
     return train, val
+
+
+def check_same_classes(folder: Path, train: list[str], val: list[str]) -> None:
+    """Raises UserError unless both parts of the set in `folder` have the same classes, in the same order."""
+    if train != val:
+        differing = sorted(set(train) ^ set(val))
+        told = f'only one has {named(differing)}' if differing else 'their order differs'
+        raise UserError(f'{folder}: train and val must have the same classes; {told}')
 
 
 def open_pixels(path: str) -> Tensor:
@@ -144,11 +150,10 @@ def _without_stderr() -> Iterator[None]:
     except OSError:  # stderr is closed
         yield
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        with open(os.devnull, 'w') as nowhere:
+            os.dup2(nowhere.fileno(), 2)
         yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        os.close(nowhere)

@@ -13,27 +13,8 @@ from utils.errors import UserError, named, reading
 from utils.segmentation import IGNORED, Target
 
 CLASSES = [
-    'background',
-    'aeroplane',
-    'bicycle',
-    'bird',
-    'boat',
-    'bottle',
-    'bus',
-    'car',
-    'cat',
-    'chair',
-    'cow',
-    'diningtable',
-    'dog',
-    'horse',
-    'motorbike',
-    'person',
-    'potted-plant',
-    'sheep',
-    'sofa',
-    'train',
-    'tv/monitor',
+    *('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow'),
+    *('diningtable', 'dog', 'horse', 'motorbike', 'person', 'potted-plant', 'sheep', 'sofa', 'train', 'tv/monitor'),
 ]
 
 Transform = Callable[[Image.Image, Image.Image], tuple[Tensor, Tensor]]
