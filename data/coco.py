@@ -48,12 +48,12 @@ class MultiLabelImages(Dataset):
 
 
 def squashed(size: int) -> transforms.Compose:
-    """The whole image as size x size, its aspect ratio not kept; uint8 3 x size x size."""
+    """Resize the whole image to size x size, its aspect ratio not kept; uint8 3 x size x size."""
     return transforms.Compose([transforms.Resize((size, size)), transforms.PILToTensor()])
 
 
 def open_part(folder: Path, part: str, year: str, transform: Callable[[Any], Tensor]) -> MultiLabelImages:
-    """FOLDER/PARTYEAR with FOLDER/annotations/instances_PARTYEAR.json; UserError if files are missing or wrong."""
+    """Open FOLDER/PARTYEAR with FOLDER/annotations/instances_PARTYEAR.json; UserError if files are missing or wrong."""
     images = folder / f'{part}{year}'
     if not images.is_dir():
         raise UserError(f'no folder {images}')

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +82,14 @@ def with_inside(pixels: Tensor) -> Tensor:
 def open_folder(
     folder: Path, transform: Callable[[Any], Tensor], load: Callable[[str], Any] | None = None
 ) -> PictureFolder:
-    """The pictures of `folder`, a folder per class; UserError if it or a class of it is empty or missing."""
+    """Open the pictures of `folder`, a folder per class; UserError if it or a class of it is empty or missing."""
     if not folder.is_dir():
         raise UserError(f'no folder {folder}')
     return PictureFolder(open_index(folder), transform, load or open_image)
 
 
 def open_train_and_val(folder: Path, size: int) -> tuple[PictureFolder, PictureFolder]:
-    """FOLDER/train, augmented, and FOLDER/val; UserError unless both have the same classes."""
+    """Open FOLDER/train, augmented, and FOLDER/val; UserError unless both have the same classes."""
     train = open_folder(folder / 'train', RandomCrop(size), open_pixels)
     val = open_folder(folder / 'val', central_crop(size))
     check_same_classes(folder, train.classes, val.classes)
@@ -105,7 +105,7 @@ def check_same_classes(folder: Path, train: list[str], val: list[str]) -> None:
 
 
 def open_pixels(path: str) -> Tensor:
-    """The picture as uint8 3 x H x W, of open_image's values; UserError if it cannot be decoded to its end.
+    """Read a picture as uint8 3 x H x W, of open_image's values; UserError if it cannot be decoded to its end.
 
     torchvision decodes JPEGs with the library that Pillow uses, but without its copies. From 0.29 on it says that it
     will lose its decoder: without it Pillow decodes everything, to the same values.
@@ -115,15 +115,13 @@ def open_pixels(path: str) -> Tensor:
         if decode and (image.format, image.mode) == ('JPEG', 'RGB'):
             image.fp.seek(0)
             content = torch.from_numpy(np.fromfile(image.fp, np.uint8))
-            try:
+            with suppress(RuntimeError, AttributeError):  # damaged, or torchvision is built without it: let Pillow tell
                 return decode(content)
-            except (RuntimeError, AttributeError):  # damaged, or torchvision is built without it: let Pillow tell
-                pass
     return pil_to_tensor(open_image(path))
 
 
 def open_image(path: str) -> Image.Image:
-    """The picture as RGB; UserError that names it if it cannot be decoded to its end."""
+    """Read a picture as RGB; UserError that names it if it cannot be decoded to its end."""
     with opened(path) as image:
         if image.mode != 'RGB':
             return image.convert('RGB')
@@ -133,18 +131,18 @@ def open_image(path: str) -> Image.Image:
 
 @contextmanager
 def opened(path: str | Path, kind: str = 'image') -> Iterator[Image.Image]:
-    """Within, the picture's header is read and the rest can be; UserError that names it if that fails, in one line."""
+    """Yield a picture whose header is read and whose rest can be; whatever fails is a UserError that names it."""
     with (
         reading(f'cannot read {kind} {path}'),
         Image.open(path) as image,
-        _without_stderr() if image.format in PRINTED_ABOUT else nullcontext(),
+        _silent_stderr() if image.format in PRINTED_ABOUT else nullcontext(),
     ):
         yield image
 
 
 @contextmanager
-def _without_stderr() -> Iterator[None]:
-    """What matters of what the libraries print is raised, too."""
+def _silent_stderr() -> Iterator[None]:
+    """Hide what libraries print, of which they raise what matters."""
     try:
         kept = os.dup(2)
     except OSError:  # stderr is closed

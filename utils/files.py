@@ -21,11 +21,9 @@ def lock(folder: Path) -> IO:
 
     Keep the file that is returned: closing it gives the lock back. Windows has no such locks: there nobody is refused.
     """
-    try:
+    with writing(f'to --output {folder}'):
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / '.run.lock', 'a')  # noqa: SIM115 - open as long as the run
-    except OSError as error:
-        raise UserError(f'cannot write to --output {folder}: {error.strerror}') from error
     try:
         import fcntl  # here, because scripts shall also start where there is none
 
@@ -42,7 +40,7 @@ def lock(folder: Path) -> IO:
 
 @contextmanager
 def writing(path: object) -> Iterator[None]:
-    """Turn an OSError within into a UserError that says that `path` cannot be written."""
+    """Turn an OSError within into a UserError: cannot write `path`."""
     try:
         yield
     except OSError as error:
