@@ -47,7 +47,7 @@ class Scene:
 
 def render_scene(rng: np.random.Generator, labels: tuple[int, ...]) -> Scene:
     """Draw a scene with one object per label (1..len(CLASS_NAMES)): none, one close-up, or two to four in cells."""
-    canvas = _add_clutter(rng, _background(rng))
+    canvas = _clutter(rng, _background(rng))
     mask = np.zeros((SCENE, SCENE), dtype=np.uint8)
     cells = _cells(rng, len(labels))
     things = [_paint(rng, canvas, mask, label, cell) for label, cell in zip(labels, cells, strict=True)]
@@ -78,7 +78,7 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     return canvas
 
 
-def _add_clutter(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
+def _clutter(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
     """Lay translucent lines and blobs over the canvas."""
     image = Image.fromarray(_to_uint8(canvas)).resize((2 * SCENE, 2 * SCENE))
     draw = ImageDraw.Draw(image, 'RGBA')
