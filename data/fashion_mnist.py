@@ -47,7 +47,10 @@ def main(args: Namespace) -> None:
     parts = {part: read_part(args.source, name) for part, name in PARTS.items()}
     with staged_folder(args.out) as folder:
         for part, (images, labels) in parts.items():
-            write_part(folder / part, images, labels)
+            for name in CLASSES:
+                (folder / part / name).mkdir(parents=True)
+            for number, (image, label) in enumerate(zip(tqdm(images, part, disable=None), labels, strict=True)):
+                Image.fromarray(image).save(folder / part / CLASSES[label] / f'{number:05d}.png')
     print(f'{args.out}: {" + ".join(str(len(labels)) for _, labels in parts.values())} pictures')
 
 
@@ -76,14 +79,6 @@ def read_idx(path: Path, read: Callable[[str], Tensor]) -> np.ndarray:
         unzipped = Path(scratch) / path.stem  # torchvision reads no gzip
         unzipped.write_bytes(gzip.decompress(path.read_bytes()))
         return read(str(unzipped)).numpy().astype(np.uint8)
-
-
-def write_part(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """Write FOLDER/CLASS/NUMBER.png for every image; the numbers are those of the file, from 0 on."""
-    for name in CLASSES:
-        (folder / name).mkdir(parents=True)
-    for number, (image, label) in enumerate(zip(tqdm(images, folder.name, disable=None), labels, strict=True)):
-        Image.fromarray(image).save(folder / CLASSES[label] / f'{number:05d}.png')
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@ A scene is SCENE x SCENE pixels. One object alone is a close-up; several objects
 are in pixels from the scene's left upper corner: pixel (x, y) covers the square from (x, y) to (x + 1, y + 1).
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
@@ -27,8 +27,7 @@ CLASS_NAMES = tuple(CLASSES)
 Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom excluded
 
 
-@dataclass(frozen=True)
-class Thing:
+class Thing(NamedTuple):
     """An object: its label in 1..len(CLASS_NAMES), its polygon (n x 2 float64: x, y) and a square around it."""
 
     label: int
@@ -36,8 +35,7 @@ class Thing:
     frame: Box
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(NamedTuple):
     """A picture (H x W x 3 uint8), its mask (H x W uint8: labels, 0 background, 255 ignored border), its objects."""
 
     picture: np.ndarray
