@@ -20,7 +20,7 @@ from torch.optim import SGD
 
 import models
 from data.coco import MultiLabelImages, open_part, squashed
-from data.image_folder import RandomCrop
+from data.image_folder import RandomCrop, check_same_classes
 from utils.checkpoint import Identity
 from utils.cli import (
     Parser,
@@ -31,7 +31,7 @@ from utils.cli import (
     nonnegative_int,
 )
 from utils.distributed import job, together
-from utils.errors import UserError, exit_cleanly, named
+from utils.errors import exit_cleanly
 from utils.logger import Reporter
 from utils.multilabel import MultiLabelCounts, MultiLabelScores, multilabel_loss
 from utils.run import Files
@@ -90,10 +90,8 @@ def open_sets(args: Namespace) -> tuple[MultiLabelImages | None, MultiLabelImage
     val_set = open_part(args.data, 'val', args.year, squashed(args.image_size))
     if args.evaluate:
         return None, val_set
-    train_set, classes = open_part(args.data, 'train', args.year, RandomCrop(args.image_size)), val_set.table.classes
-    if train_set.table.classes != classes:
-        differing = sorted(set(train_set.table.classes) ^ set(classes)) or ['their order']
-        raise UserError(f'{args.data}: train and val must have the same categories; they differ in {named(differing)}')
+    train_set = open_part(args.data, 'train', args.year, RandomCrop(args.image_size))
+    check_same_classes(args.data, train_set.table.classes, val_set.table.classes)
     return train_set, val_set
 
 

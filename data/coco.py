@@ -48,12 +48,12 @@ class MultiLabelImages(Dataset):
 
 
 def squashed(size: int) -> transforms.Compose:
-    """The whole image as size x size, its aspect ratio not kept; uint8 3 x size x size."""
+    """Resize the whole image to size x size, its aspect ratio not kept; uint8 3 x size x size."""
     return transforms.Compose([transforms.Resize((size, size)), transforms.PILToTensor()])
 
 
 def open_part(folder: Path, part: str, year: str, transform: Callable[[Any], Tensor]) -> MultiLabelImages:
-    """FOLDER/PARTYEAR with FOLDER/annotations/instances_PARTYEAR.json; UserError if files are missing or wrong."""
+    """Open FOLDER/PARTYEAR with FOLDER/annotations/instances_PARTYEAR.json; UserError if files are missing or wrong."""
     images = folder / f'{part}{year}'
     if not images.is_dir():
         raise UserError(f'no folder {images}')
@@ -68,50 +68,42 @@ def open_part(folder: Path, part: str, year: str, transform: Callable[[Any], Ten
 def read_table(path: Path) -> Table:
     """Read an annotation file; images without annotations stay in, crowds count.
 
-    UserError that names the file and the fault if it is damaged, two images or categories have one id, or an annotation
-    has no valid image, category or area.
+    Raises UserError that names the file and the fault if it is damaged, two images or categories have one id, or an
+    annotation has no valid image, category or area.
     """
-    coco = _read(path)
-    images, categories, annotations = (coco.dataset.get(key, []) for key in ('images', 'categories', 'annotations'))
-    if not images or not categories or not annotations:  # without the last, as image_info_*.json: all would be absent
-        raise UserError(f'{path}: lists no images, no categories or no annotations')
-    wrong = fault({'images': images, 'categories': categories}, FORM, 'content')
-    if wrong:
-        raise UserError(f'{path}: its {wrong}')
-    rows = _places(path, annotations, 'image_id', [image['id'] for image in images])
-    columns = _places(path, annotations, 'category_id', [category['id'] for category in categories])
-    present = np.zeros((len(images), len(SIZES), len(categories)), dtype=bool)
-    present[rows, np.digitize(_areas(path, annotations), AREA_BOUNDS), columns] = True
-    files = np.array([image['file_name'] for image in images])
-    return Table(files, present, [category['name'] for category in categories])
-
-
-def _read(path: Path) -> COCO:
     if not path.is_file():
         raise UserError(f'no annotation file {path}')
     with (
         reading(f'{path}: not an annotation file of COCO, or a damaged one'),
         contextlib.redirect_stdout(io.StringIO()),  # pycocotools reports its progress
     ):
-        return COCO(str(path))
-
-
-def _places(path: Path, annotations: list[dict], key: str, known: list[int]) -> np.ndarray:
-    """For each annotation the place of its image or category among the known ones."""
-    place = {number: position for position, number in enumerate(known)}
-    if len(place) < len(known):
-        twice = next(number for position, number in enumerate(known) if place[number] != position)
-        raise UserError(f'{path}: two entries with the {key.replace("_", " ")} {twice}')
-    places = np.fromiter((place.get(note.get(key), -1) for note in annotations), np.int64, len(annotations))
-    if (places < 0).any():
-        note = annotations[int(places.argmin())]
-        raise UserError(f'{path}: annotation {note.get("id")} names an unknown {key}, {note.get(key)}')
-    return places
-
-
-def _areas(path: Path, annotations: list[dict]) -> np.ndarray:
-    areas = [note.get('area') for note in annotations]
-    for note, area in zip(annotations, areas, strict=True):
+        content = COCO(str(path)).dataset
+    images, categories, annotations = (content.get(key, []) for key in ('images', 'categories', 'annotations'))
+    if not images or not categories or not annotations:  # without the last, as image_info_*.json: all would be absent
+        raise UserError(f'{path}: lists no images, no categories or no annotations')
+    wrong = fault({'images': images, 'categories': categories}, FORM, 'content')
+    if wrong:
+        raise UserError(f'{path}: its {wrong}')
+    for note in annotations:
+        area = note.get('area')
         if not (isinstance(area, int | float) and 0 <= area < 1e300):
             raise UserError(f'{path}: annotation {note.get("id")} has the area {area}, not a number from 0 on')
-    return np.array(areas, dtype=np.float64)
+    rows = _places(path, annotations, 'image_id', [image['id'] for image in images])
+    columns = _places(path, annotations, 'category_id', [category['id'] for category in categories])
+    sizes = np.digitize(np.array([note['area'] for note in annotations], dtype=np.float64), AREA_BOUNDS)
+    present = np.zeros((len(images), len(SIZES), len(categories)), dtype=bool)
+    present[rows, sizes, columns] = True
+    files = np.array([image['file_name'] for image in images])
+    return Table(files, present, [category['name'] for category in categories])
+
+
+def _places(path: Path, annotations: list[dict], key: str, ids: list[int | str]) -> np.ndarray:
+    """Find the place of each annotation's image or category among these ids."""
+    place = {number: position for position, number in enumerate(ids)}
+    if len(place) < len(ids):
+        twice = next(number for position, number in enumerate(ids) if place[number] != position)
+        raise UserError(f'{path}: two entries with the {key.replace("_", " ")} {twice}')
+    for note in annotations:
+        if note.get(key) not in place:
+            raise UserError(f'{path}: annotation {note.get("id")} names an unknown {key}, {note.get(key)}')
+    return np.array([place[note[key]] for note in annotations])

@@ -1,4 +1,4 @@
-"""Writes Fashion-MNIST, 70,000 labelled photos of 28 x 28 pixels (MIT licence), as folders for classify.py.
+"""Write Fashion-MNIST, 70,000 labelled photos of 28 x 28 pixels (MIT licence), as folders for classify.py.
 
     python data/fashion_mnist.py OUT                             OUT/{train,val}/CLASS/NUMBER.png, 60,000 and 10,000
     python data/fashion_mnist.py OUT --source DIR                from DIR's four *-ubyte.gz files
@@ -9,19 +9,22 @@ in the folder that --source names by default.
 
 import gzip
 import sys
-import zlib
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 if not __package__:  # run as a file: the packages are in the folder above
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
+from torchvision.datasets.mnist import read_image_file, read_label_file
 from tqdm import tqdm
 
 from utils.cli import Parser
-from utils.errors import UserError, exit_cleanly
+from utils.errors import UserError, exit_cleanly, reading
 from utils.files import staged_folder
 
 SOURCE = Path('/usr/share/datasets/fashion-mnist')
@@ -30,7 +33,6 @@ CLASSES = (
     't-shirt_or_top', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle_boot'
 )  # fmt: skip
 SIDE = 28
-UNSIGNED_BYTES = 0x08
 
 
 def make_parser() -> Parser:
@@ -45,14 +47,17 @@ def main(args: Namespace) -> None:
     parts = {part: read_part(args.source, name) for part, name in PARTS.items()}
     with staged_folder(args.out) as folder:
         for part, (images, labels) in parts.items():
-            write_part(folder / part, images, labels)
+            for name in CLASSES:
+                (folder / part / name).mkdir(parents=True)
+            for number, (image, label) in enumerate(zip(tqdm(images, part, disable=None), labels, strict=True)):
+                Image.fromarray(image).save(folder / part / CLASSES[label] / f'{number:05d}.png')
     print(f'{args.out}: {" + ".join(str(len(labels)) for _, labels in parts.values())} pictures')
 
 
 def read_part(source: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N x 28 x 28) and labels (N, each 0..9), uint8, of the part `name`: train or t10k."""
+    """Read images (N x 28 x 28) and labels (N, each 0..9), uint8, of the part `name`: train or t10k."""
     images_path, labels_path = source / f'{name}-images-idx3-ubyte.gz', source / f'{name}-labels-idx1-ubyte.gz'
-    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
+    images, labels = read_idx(images_path, read_image_file), read_idx(labels_path, read_label_file)
     if images.shape[1:] != (SIDE, SIDE):
         raise UserError(f'{images_path}: images of {images.shape[1]} x {images.shape[2]} pixels, not {SIDE} x {SIDE}')
     if len(images) != len(labels):
@@ -62,35 +67,18 @@ def read_part(source: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
-def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The uint8 array of a gzipped idx file: two zeros, type, number of dimensions, big-endian sizes, values."""
-    content = decompressed(path)
-    if content[:4] != bytes((0, 0, UNSIGNED_BYTES, dimensions)):
-        raise UserError(f'{path} is no idx file of bytes in {dimensions} dimension{"s" * (dimensions > 1)}')
-    start = 4 + 4 * dimensions
-    shape = np.frombuffer(content[4:start].ljust(4 * dimensions, b'\0'), '>u4').tolist()
-    if len(content) - start != np.prod(shape, dtype=object):
-        raise UserError(f'{path}: {max(len(content) - start, 0)} values where its header names {shape}: fetch it anew')
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+def read_idx(path: Path, read: Callable[[str], Tensor]) -> np.ndarray:
+    """Read a gzipped idx file of bytes by torchvision's function for images, N x H x W, or for labels, N.
 
-
-def decompressed(path: Path) -> bytes:
-    """The content of a gzipped file; UserError that names it if it is missing or damaged."""
-    try:
-        return gzip.decompress(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+    Raises UserError that names the file if it is missing, damaged or of another form.
+    """
+    if not path.is_file():
         hint = "install Debian's package dataset-fashion-mnist, or name the folder of the four files by --source"
-        raise UserError(f'no file {path}: {hint}') from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f'cannot read {path}: {error}; fetch it anew') from error
-
-
-def write_part(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """Write FOLDER/CLASS/NUMBER.png for every image; the numbers are those of the file, from 0 on."""
-    for name in CLASSES:
-        (folder / name).mkdir(parents=True)
-    for number, (image, label) in enumerate(zip(tqdm(images, folder.name, disable=None), labels, strict=True)):
-        Image.fromarray(image).save(folder / CLASSES[label] / f'{number:05d}.png')
+        raise UserError(f'no file {path}: {hint}')
+    with reading(f'{path} is no idx file of its kind, or damaged: fetch it anew'), TemporaryDirectory() as scratch:
+        unzipped = Path(scratch) / path.stem  # torchvision reads no gzip
+        unzipped.write_bytes(gzip.decompress(path.read_bytes()))
+        return read(str(unzipped)).numpy().astype(np.uint8)
 
 
 if __name__ == '__main__':

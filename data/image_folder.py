@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def central_crop(size: int) -> transforms.Compose:
 def scaled_crop(size: int, factor: float) -> transforms.Compose:
     """central_crop with everything in the picture `factor` times as large; uint8 4 x size x size.
 
-    Where the picture no longer fills the crop the fourth channel is 0, else 1: there it will have the mean colour.
+    Where the picture no longer fills the crop the fourth channel is 0, else 1: there it will have the mean color.
     """
     side = max(1, round(factor * (size * 256 / 224)))
     return transforms.Compose(
@@ -75,31 +75,37 @@ def scaled_crop(size: int, factor: float) -> transforms.Compose:
 
 
 def with_inside(pixels: Tensor) -> Tensor:
-    """Adds a channel of ones, which says what is of the picture: 3 x H x W -> 4 x H x W."""
+    """Add a channel of ones, which says what is of the picture: 3 x H x W -> 4 x H x W."""
     return F.pad(pixels, (0, 0, 0, 0, 0, 1), value=1)
 
 
 def open_folder(
     folder: Path, transform: Callable[[Any], Tensor], load: Callable[[str], Any] | None = None
 ) -> PictureFolder:
-    """The pictures of `folder`, a folder per class; UserError if it or a class of it is empty or missing."""
+    """Open the pictures of `folder`, a folder per class; UserError if it or a class of it is empty or missing."""
     if not folder.is_dir():
         raise UserError(f'no folder {folder}')
     return PictureFolder(open_index(folder), transform, load or open_image)
 
 
 def open_train_and_val(folder: Path, size: int) -> tuple[PictureFolder, PictureFolder]:
-    """FOLDER/train, augmented, and FOLDER/val; UserError unless both have the same classes."""
+    """Open FOLDER/train, augmented, and FOLDER/val; UserError unless both have the same classes."""
     train = open_folder(folder / 'train', RandomCrop(size), open_pixels)
     val = open_folder(folder / 'val', central_crop(size))
-    if train.classes != val.classes:
-        differing = sorted(set(train.classes) ^ set(val.classes))
-        raise UserError(f'{folder}: train and val must have the same classes; only one has {named(differing)}')
+    check_same_classes(folder, train.classes, val.classes)
     return train, val
 
 
+def check_same_classes(folder: Path, train: list[str], val: list[str]) -> None:
+    """Raises UserError unless both parts of the set in `folder` have the same classes, in the same order."""
+    if train != val:
+        differing = sorted(set(train) ^ set(val))
+        told = f'only one has {named(differing)}' if differing else 'their order differs'
+        raise UserError(f'{folder}: train and val must have the same classes; {told}')
+
+
 def open_pixels(path: str) -> Tensor:
-    """The picture as uint8 3 x H x W, of open_image's values; UserError if it cannot be decoded to its end.
+    """Read a picture as uint8 3 x H x W, of open_image's values; UserError if it cannot be decoded to its end.
 
     torchvision decodes JPEGs with the library that Pillow uses, but without its copies. From 0.29 on it says that it
     will lose its decoder: without it Pillow decodes everything, to the same values.
@@ -109,15 +115,13 @@ def open_pixels(path: str) -> Tensor:
         if decode and (image.format, image.mode) == ('JPEG', 'RGB'):
             image.fp.seek(0)
             content = torch.from_numpy(np.fromfile(image.fp, np.uint8))
-            try:
+            with suppress(RuntimeError, AttributeError):  # damaged, or torchvision is built without it: let Pillow tell
                 return decode(content)
-            except (RuntimeError, AttributeError):  # damaged, or torchvision is built without it: let Pillow tell
-                pass
     return pil_to_tensor(open_image(path))
 
 
 def open_image(path: str) -> Image.Image:
-    """The picture as RGB; UserError that names it if it cannot be decoded to its end."""
+    """Read a picture as RGB; UserError that names it if it cannot be decoded to its end."""
     with opened(path) as image:
         if image.mode != 'RGB':
             return image.convert('RGB')
@@ -127,28 +131,27 @@ def open_image(path: str) -> Image.Image:
 
 @contextmanager
 def opened(path: str | Path, kind: str = 'image') -> Iterator[Image.Image]:
-    """Within, the picture's header is read and the rest can be; UserError that names it if that fails, in one line."""
+    """Yield a picture whose header is read and whose rest can be; whatever fails is a UserError that names it."""
     with (
         reading(f'cannot read {kind} {path}'),
         Image.open(path) as image,
-        _without_stderr() if image.format in PRINTED_ABOUT else nullcontext(),
+        _silent_stderr() if image.format in PRINTED_ABOUT else nullcontext(),
     ):
         yield image
 
 
 @contextmanager
-def _without_stderr() -> Iterator[None]:
-    """What matters of what the libraries print is raised, too."""
+def _silent_stderr() -> Iterator[None]:
+    """Hide what libraries print, of which they raise what matters."""
     try:
         kept = os.dup(2)
     except OSError:  # stderr is closed
         yield
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        with open(os.devnull, 'w') as nowhere:
+            os.dup2(nowhere.fileno(), 2)
         yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        os.close(nowhere)

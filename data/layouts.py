@@ -15,42 +15,48 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.palette import voc_palette
+from data.palette import mask_image
 from data.scenes import CLASS_NAMES, SCENE, Scene, Thing
 
 JPEG_QUALITY = 90
+VOC = Path('VOCdevkit', 'VOC2012')
 VOC_LISTS = {'train': 'train_aug.txt', 'val': 'val.txt'}
 
 
 def make_folders(root: Path) -> None:
-    """Makes every folder of the three layouts."""
+    """Make every folder of the three layouts."""
     for part in VOC_LISTS:
         for name in CLASS_NAMES:
             (root / 'imagenet' / part / name).mkdir(parents=True)
         (root / 'coco' / f'{part}2014').mkdir(parents=True)
     (root / 'coco' / 'annotations').mkdir()
     for name in ('JPEGImages', 'SegmentationClassAug', 'list'):
-        (_voc(root) / name).mkdir(parents=True)
+        (root / VOC / name).mkdir(parents=True)
 
 
 def write_scene(root: Path, part: str, number: int, scene: Scene) -> list[dict]:
-    """Writes a scene's pictures and mask (`part` is train or val); returns its annotations for write_index."""
+    """Write a scene's pictures and mask (`part` is train or val); returns its annotations for write_index."""
+    paths = {root / 'coco' / f'{part}2014' / coco_name(part, number): scene.picture}
+    paths[root / VOC / 'JPEGImages' / f'{number:06d}.jpg'] = scene.picture
     for index, thing in enumerate(scene.things):
         left, top, right, bottom = thing.frame
         path = root / 'imagenet' / part / CLASS_NAMES[thing.label - 1] / f'{number:06d}_{index}.jpg'
-        _save_jpeg(scene.picture[top:bottom, left:right], path)
-    _save_jpeg(scene.picture, root / 'coco' / f'{part}2014' / _coco_name(part, number))
-    _save_jpeg(scene.picture, _voc(root) / 'JPEGImages' / f'{number:06d}.jpg')
-    _save_mask(scene.mask, _voc(root) / 'SegmentationClassAug' / f'{number:06d}.png')
-    return [_annotation(number, index, thing) for index, thing in enumerate(scene.things)]
+        paths[path] = scene.picture[top:bottom, left:right]
+    for path, picture in paths.items():
+        Image.fromarray(picture).save(path, quality=JPEG_QUALITY)
+    mask_image(scene.mask).save(root / VOC / 'SegmentationClassAug' / f'{number:06d}.png')
+    return [annotation(number, index, thing) for index, thing in enumerate(scene.things)]
 
 
 def write_index(root: Path, part: str, numbers: range, annotations: list[dict]) -> None:
-    """Writes the JSON file and the list of a part whose scenes have these numbers."""
+    """Write the JSON file and the list of a part whose scenes have these numbers."""
     content = {
         'info': {'description': 'Elastic sample set', 'version': '1.0'},
         'licenses': [],
-        'images': [_image_entry(part, number) for number in numbers],
+        'images': [
+            {'id': number, 'file_name': coco_name(part, number), 'width': SCENE, 'height': SCENE, 'license': 0}
+            for number in numbers
+        ],
         'annotations': annotations,
         'categories': [
             {'id': label, 'name': name, 'supercategory': 'shape'} for label, name in enumerate(CLASS_NAMES, 1)
@@ -58,28 +64,16 @@ def write_index(root: Path, part: str, numbers: range, annotations: list[dict]) 
     }
     (root / 'coco' / 'annotations' / f'instances_{part}2014.json').write_text(json.dumps(content))
     lines = [f'/JPEGImages/{number:06d}.jpg /SegmentationClassAug/{number:06d}.png\n' for number in numbers]
-    (_voc(root) / 'list' / VOC_LISTS[part]).write_text(''.join(lines))
+    (root / VOC / 'list' / VOC_LISTS[part]).write_text(''.join(lines))
 
 
-def polygon_area(polygon: np.ndarray) -> float:
-    """The area inside a polygon (n x 2) that does not cross itself."""
-    x, y = polygon.T
-    return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
-
-
-def _voc(root: Path) -> Path:
-    return root / 'VOCdevkit' / 'VOC2012'
-
-
-def _coco_name(part: str, number: int) -> str:
+def coco_name(part: str, number: int) -> str:
+    """The file name of a scene in COCO's layout."""
     return f'COCO_{part}2014_{number:012d}.jpg'
 
 
-def _image_entry(part: str, number: int) -> dict:
-    return {'id': number, 'file_name': _coco_name(part, number), 'width': SCENE, 'height': SCENE, 'license': 0}
-
-
-def _annotation(number: int, index: int, thing: Thing) -> dict:
+def annotation(number: int, index: int, thing: Thing) -> dict:
+    """Describe object INDEX of scene NUMBER as COCO does."""
     polygon = thing.polygon.round(2)
     corner, extent = polygon.min(axis=0), np.ptp(polygon, axis=0)
     return {
@@ -93,11 +87,7 @@ def _annotation(number: int, index: int, thing: Thing) -> dict:
     }
 
 
-def _save_jpeg(picture: np.ndarray, path: Path) -> None:
-    Image.fromarray(picture).save(path, quality=JPEG_QUALITY)
-
-
-def _save_mask(mask: np.ndarray, path: Path) -> None:
-    image = Image.fromarray(mask)
-    image.putpalette(voc_palette().tobytes())
-    image.save(path)
+def polygon_area(polygon: np.ndarray) -> float:
+    """The area inside a polygon (n x 2) that does not cross itself."""
+    x, y = polygon.T
+    return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)

@@ -6,6 +6,7 @@
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 MAT_FILE = Path(__file__).resolve().parent / 'pascal_seg_colormap.mat'
 
@@ -20,6 +21,13 @@ def voc_palette() -> np.ndarray:
     for bit in range(8):
         palette[:, bit % 3] |= (labels >> bit & 1) << (7 - bit // 3)
     return palette
+
+
+def mask_image(labels: np.ndarray) -> Image.Image:
+    """Make a picture in VOC's colors, whose pixels are indices of the palette, from labels: uint8 H x W."""
+    image = Image.fromarray(labels)
+    image.putpalette(voc_palette().tobytes())
+    return image
 
 
 def write_mat(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Builds PASCAL VOC's augmented training set from VOC 2012 and SBD (Hariharan et al. 2011).
+"""Build PASCAL VOC's augmented training set from VOC 2012 and SBD (Hariharan et al. 2011).
 
     python data/prepare_voc.py data/VOCdevkit/VOC2012 benchmark_RELEASE/dataset
 
@@ -16,11 +16,10 @@ if not __package__:  # run as a file: the packages are in the folder above
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
-from PIL import Image
 from scipy.io import loadmat
 from tqdm import tqdm
 
-from data.palette import voc_palette
+from data.palette import mask_image
 from data.voc import CLASSES, size_of
 from utils.cli import Parser
 from utils.errors import UserError, exit_cleanly, named, reading
@@ -39,7 +38,10 @@ def make_parser() -> Parser:
 def main(args: Namespace) -> None:
     """Write masks and lists, all of them or none."""
     lists = make_lists(args.voc, args.sbd)
-    check_images(args.voc, lists)
+    there = {path.stem for path in (args.voc / 'JPEGImages').glob('*.jpg')}
+    missing = [f'{name}.jpg' for names in lists.values() for name in names if name not in there]
+    if missing:
+        raise UserError(f'{args.voc / "JPEGImages"} lacks {len(missing)} images: {named(missing)}')
     with staged_folder(args.voc / 'SegmentationClassAug') as masks, staged_folder(args.voc / 'list') as folder:
         names = [name for part in lists.values() for name in part]
         for name in tqdm(names, 'Masks', disable=None, leave=False):
@@ -53,14 +55,14 @@ def main(args: Namespace) -> None:
 
 
 def make_lists(voc: Path, sbd: Path) -> dict[str, list[str]]:
-    """The names of the images of both parts, sorted."""
+    """Read the names of the images of both parts, sorted."""
     own = {part: read_names(voc / 'ImageSets' / 'Segmentation' / f'{part}.txt') for part in ('train', 'val')}
     theirs = [read_names(sbd / f'{part}.txt') for part in ('train', 'val')]
     return {'train_aug': sorted(own['train'].union(*theirs) - own['val']), 'val': sorted(own['val'])}
 
 
 def read_names(path: Path) -> set[str]:
-    """A name per line; UserError if there is no file or nothing in it."""
+    """Read a list of a name per line; UserError if there is no file or nothing in it."""
     if not path.is_file():
         raise UserError(f'no list {path}')
     with reading(f'cannot read {path}'):
@@ -70,16 +72,8 @@ def read_names(path: Path) -> set[str]:
     return names
 
 
-def check_images(voc: Path, lists: dict[str, list[str]]) -> None:
-    """UserError if an image of the lists is not in JPEGImages."""
-    there = {path.stem for path in (voc / 'JPEGImages').glob('*.jpg')}
-    missing = [f'{name}.jpg' for names in lists.values() for name in names if name not in there]
-    if missing:
-        raise UserError(f'{voc / "JPEGImages"} lacks {len(missing)} images: {named(missing)}')
-
-
 def write_mask(voc: Path, sbd: Path, name: str, target: Path) -> None:
-    """The mask of an image as a palette picture: VOC's own as it is, or SBD's."""
+    """Write the mask of an image as a palette picture: VOC's own as it is, or SBD's."""
     own = voc / 'SegmentationClass' / f'{name}.png'
     if own.is_file():
         copyfile(own, target)
@@ -89,13 +83,11 @@ def write_mask(voc: Path, sbd: Path, name: str, target: Path) -> None:
     size = size_of(voc / 'JPEGImages' / f'{name}.jpg')
     if labels.shape != size:
         raise UserError(f'{source} is of {labels.shape} pixels, its image of {size}')
-    mask = Image.fromarray(labels)
-    mask.putpalette(voc_palette().tobytes())
-    mask.save(target)
+    mask_image(labels).save(target)
 
 
 def read_sbd(path: Path) -> np.ndarray:
-    """Labels uint8 H x W: the field Segmentation of the struct GTcls; UserError that names the file if it lacks it."""
+    """Read labels, uint8 H x W: GTcls.Segmentation of an .mat file; UserError that names it if it lacks that."""
     if not path.is_file():
         raise UserError(f'no mask of {path.stem}, neither in VOC nor {path}')
     with reading(f'{path} holds no GTcls.Segmentation'):

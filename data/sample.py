@@ -1,4 +1,4 @@
-"""Writes the sample set: pictures of textured shapes at strongly varying scales, in the layouts of all three tasks.
+"""Write the sample set: pictures of textured shapes at strongly varying scales, in the layouts of all three tasks.
 
     python data/sample.py OUT                                    OUT/imagenet, OUT/coco, OUT/VOCdevkit from 560 scenes
     python data/sample.py OUT --train 40 --val 20 --seed 1       fewer and other scenes
@@ -13,7 +13,7 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -48,31 +48,19 @@ def make_parser() -> Parser:
 
 def main(args: Namespace) -> None:
     """Write the set that the arguments describe, unless it is there already."""
-    check(args)
+    for part in PARTS:
+        if getattr(args, part) < FEWEST:
+            raise UserError(f'--{part} {getattr(args, part)}: {FEWEST} scenes at least, so that no class is empty')
     settings = {'version': VERSION, 'seed': args.seed, 'train': args.train, 'val': args.val, 'classes': CLASS_NAMES}
     settings = json.dumps(settings, indent=1) + '\n'
-    if is_finished(args.out, settings):
-        print(f'{args.out} holds this sample set already')
-        return
+    with suppress(OSError, UnicodeDecodeError):
+        if (args.out / 'sample.json').read_text() == settings:
+            print(f'{args.out} holds this sample set already')
+            return
     with staged_folder(args.out) as folder:
         write_sample(folder, args.seed, {'train': args.train, 'val': args.val}, args.workers)
         (folder / 'sample.json').write_text(settings)
     print(f'{args.out}: {args.train} + {args.val} scenes')
-
-
-def check(args: Namespace) -> None:
-    """UserError unless every class gets a picture in both parts."""
-    for part in PARTS:
-        if getattr(args, part) < FEWEST:
-            raise UserError(f'--{part} {getattr(args, part)}: {FEWEST} scenes at least, so that no class is empty')
-
-
-def is_finished(out: Path, settings: str) -> bool:
-    """Whether `out` was written with these settings."""
-    try:
-        return (out / 'sample.json').read_text() == settings
-    except (OSError, UnicodeDecodeError):
-        return False
 
 
 def write_sample(root: Path, seed: int, scenes: dict[str, int], workers: int) -> None:
@@ -90,7 +78,7 @@ def write_sample(root: Path, seed: int, scenes: dict[str, int], workers: int) ->
 
 
 def plan(seed: int, part: str, scenes: int) -> list[tuple[int, ...]]:
-    """The labels of the objects of each scene, each label as often as the others."""
+    """Choose the labels of the objects of each scene, each label as often as the others."""
     rng = np.random.default_rng((seed, PARTS.index(part)))
     counts = [OBJECTS[index % len(OBJECTS)] for index in range(scenes)]
     rounds = -(-sum(counts) // len(CLASS_NAMES))
@@ -100,7 +88,7 @@ def plan(seed: int, part: str, scenes: int) -> list[tuple[int, ...]]:
 
 
 def draw_scene(root: Path, seed: int, part: str, first: int, task: tuple[int, tuple[int, ...]]) -> list[dict]:
-    """Draw and write a scene, given as its number and its labels; its annotations."""
+    """Draw and write a scene, given as its number and its labels; returns its annotations."""
     number, labels = task
     rng = np.random.default_rng((seed, PARTS.index(part), number - first))
     return write_scene(root, part, number, render_scene(rng, labels))
@@ -108,7 +96,7 @@ def draw_scene(root: Path, seed: int, part: str, first: int, task: tuple[int, tu
 
 @contextmanager
 def pool_map(workers: int) -> Iterator:
-    """A `map` whose calls are spread over processes and whose results come in order."""
+    """Yield a `map` whose calls are spread over processes and whose results come in order."""
     if workers == 1:
         yield map
         return

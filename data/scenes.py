@@ -1,10 +1,10 @@
-"""Renders the scenes of the sample set: textured shapes of strongly varying size on a cluttered background.
+"""Render the scenes of the sample set: textured shapes of strongly varying size on a cluttered background.
 
 A scene is SCENE x SCENE pixels. One object alone is a close-up; several objects lie in cells of a 2 x 2 grid. Positions
 are in pixels from the scene's left upper corner: pixel (x, y) covers the square from (x, y) to (x + 1, y + 1).
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
@@ -27,8 +27,7 @@ CLASS_NAMES = tuple(CLASSES)
 Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom excluded
 
 
-@dataclass(frozen=True)
-class Thing:
+class Thing(NamedTuple):
     """An object: its label in 1..len(CLASS_NAMES), its polygon (n x 2 float64: x, y) and a square around it."""
 
     label: int
@@ -36,8 +35,7 @@ class Thing:
     frame: Box
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(NamedTuple):
     """A picture (H x W x 3 uint8), its mask (H x W uint8: labels, 0 background, 255 ignored border), its objects."""
 
     picture: np.ndarray
@@ -46,13 +44,15 @@ class Scene:
 
 
 def render_scene(rng: np.random.Generator, labels: tuple[int, ...]) -> Scene:
-    """Draws a scene with one object per label (1..len(CLASS_NAMES)): none, one close-up, or two to four in cells."""
+    """Draw a scene with one object per label (1..len(CLASS_NAMES)): none, one close-up, or two to four in cells."""
     canvas = _clutter(rng, _background(rng))
     mask = np.zeros((SCENE, SCENE), dtype=np.uint8)
     cells = _cells(rng, len(labels))
     things = [_paint(rng, canvas, mask, label, cell) for label, cell in zip(labels, cells, strict=True)]
     canvas += rng.normal(0, 0.015, canvas.shape)
-    return Scene(_to_uint8(canvas), _with_ignored_border(mask), things)
+    image = Image.fromarray(mask)  # pixels on both sides of an object's edge are ignored, as in VOC
+    inner, outer = (np.asarray(image.filter(part(3))) for part in (ImageFilter.MinFilter, ImageFilter.MaxFilter))
+    return Scene(_to_uint8(canvas), np.where(inner == outer, mask, np.uint8(IGNORED)), things)
 
 
 def _to_uint8(canvas: np.ndarray) -> np.ndarray:
@@ -67,69 +67,58 @@ def _cells(rng: np.random.Generator, count: int) -> list[Box]:
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
-    """Noise of mostly low frequencies around a random colour: SCENE x SCENE x 3 float32, about 0..1."""
+    """Noise of mostly low frequencies around a random color: SCENE x SCENE x 3 float32, about 0..1."""
     canvas = np.full((SCENE, SCENE, 3), rng.uniform(0.3, 0.7) + rng.uniform(-0.12, 0.12, 3), dtype=np.float32)
     for grid, strength in ((2, 0.07), (5, 0.04), (16, 0.03), (64, 0.02)):
-        canvas += strength * _smooth_noise(rng, grid)
+        coarse = rng.normal(size=(3, grid, grid)).astype(np.float32)
+        channels = [Image.fromarray(channel).resize((SCENE, SCENE), Image.Resampling.BICUBIC) for channel in coarse]
+        canvas += strength * np.stack([np.asarray(channel) for channel in channels], axis=2)
     return canvas
 
 
-def _smooth_noise(rng: np.random.Generator, grid: int) -> np.ndarray:
-    coarse = rng.normal(size=(3, grid, grid)).astype(np.float32)
-    channels = [Image.fromarray(channel).resize((SCENE, SCENE), Image.Resampling.BICUBIC) for channel in coarse]
-    return np.stack([np.asarray(channel) for channel in channels], axis=2)
-
-
 def _clutter(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """Lays translucent lines and blobs over the canvas."""
+    """Lay translucent lines and blobs over the canvas."""
     image = Image.fromarray(_to_uint8(canvas)).resize((2 * SCENE, 2 * SCENE))
     draw = ImageDraw.Draw(image, 'RGBA')
     for _ in range(rng.integers(8, 25)):
-        _draw_distractor(rng, draw)
+        x, y = rng.uniform(0, 2 * SCENE, 2)
+        width, height = np.exp(rng.uniform(np.log(8), np.log(160), 2))
+        color = (*rng.integers(30, 226, 3).tolist(), int(rng.integers(40, 130)))
+        if rng.random() < 0.5:
+            draw.ellipse((x, y, x + width, y + height), fill=color)
+        else:
+            angle = rng.uniform(0, np.pi)
+            end = (x + 2 * width * np.cos(angle), y + 2 * width * np.sin(angle))
+            draw.line((x, y, *end), fill=color, width=int(rng.integers(2, 8)))
     return np.asarray(image.reduce(2), dtype=np.float32) / 255
 
 
-def _draw_distractor(rng: np.random.Generator, draw: ImageDraw.ImageDraw) -> None:
-    x, y = rng.uniform(0, 2 * SCENE, 2)
-    width, height = np.exp(rng.uniform(np.log(8), np.log(160), 2))
-    colour = (*rng.integers(30, 226, 3).tolist(), int(rng.integers(40, 130)))
-    if rng.random() < 0.5:
-        draw.ellipse((x, y, x + width, y + height), fill=colour)
-    else:
-        angle = rng.uniform(0, np.pi)
-        end = (x + 2 * width * np.cos(angle), y + 2 * width * np.sin(angle))
-        draw.line((x, y, *end), fill=colour, width=int(rng.integers(2, 8)))
-
-
 def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, label: int, cell: Box) -> Thing:
-    """Draws an object in a random pose and colours around its class's hue onto canvas and mask."""
+    """Draw an object in a random pose and colors around its class's hue onto canvas and mask."""
     outline, texture, hue = CLASSES[CLASS_NAMES[label - 1]]
-    turn = _rotation(rng.uniform(-MAX_TURN, MAX_TURN))
-    polygon, scale, centre = _place(rng, outline() @ turn, cell)
+    angle = rng.uniform(-MAX_TURN, MAX_TURN)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    polygon, scale, center = _place(rng, outline @ turn, cell)
     left, top = np.floor(polygon.min(axis=0)).astype(int)
     right, bottom = np.ceil(polygon.max(axis=0)).astype(int)
     window = np.s_[top:bottom, left:right]
     coverage = _coverage(polygon - (left, top), right - left, bottom - top)
-    points = (_grid(left, top, right, bottom) - centre) @ (turn.T / scale)
+    xs, ys = (_supersampled(*ends) for ends in ((left, right), (top, bottom)))
+    points = (np.stack(np.meshgrid(xs, ys), axis=2) - center) @ (turn.T / scale)
     canvas[window] += coverage[..., None] * (_fill(rng, texture, hue, points.astype(np.float32)) - canvas[window])
     mask[window][coverage >= 0.5] = label
     return Thing(label, polygon, _frame(rng, polygon, cell))
 
 
-def _rotation(angle: float) -> np.ndarray:
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.array([[cos, sin], [-sin, cos]])
-
-
 def _place(rng: np.random.Generator, outline: np.ndarray, cell: Box) -> tuple[np.ndarray, float, np.ndarray]:
-    """Scales an outline log-uniformly and moves it into its cell: polygon, pixels per unit, position of the origin."""
+    """Scale an outline log-uniformly and move it into its cell: polygon, pixels per unit, position of the origin."""
     smallest, largest = CLOSE_UP_SIZES if cell[2] - cell[0] == SCENE else CELL_SIZES
     extent = np.ptp(outline, axis=0)
     scale = np.exp(rng.uniform(np.log(smallest), np.log(largest))) / extent.max()
     lowest = np.array(cell[:2]) + MARGIN
     highest = np.array(cell[2:]) - MARGIN - scale * extent
-    centre = rng.uniform(lowest, highest) - scale * outline.min(axis=0)
-    return outline * scale + centre, scale, centre
+    center = rng.uniform(lowest, highest) - scale * outline.min(axis=0)
+    return outline * scale + center, scale, center
 
 
 def _frame(rng: np.random.Generator, polygon: np.ndarray, cell: Box) -> Box:
@@ -151,23 +140,21 @@ def _coverage(polygon: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.asarray(image.reduce(SUPERSAMPLING), dtype=np.float32) / 255
 
 
-def _grid(left: int, top: int, right: int, bottom: int) -> np.ndarray:
-    """Positions (x, y) of the supersampled points of a window."""
-    xs = left + (np.arange((right - left) * SUPERSAMPLING) + 0.5) / SUPERSAMPLING
-    ys = top + (np.arange((bottom - top) * SUPERSAMPLING) + 0.5) / SUPERSAMPLING
-    return np.stack(np.meshgrid(xs, ys), axis=2)
+def _supersampled(first: int, end: int) -> np.ndarray:
+    """Positions of the supersampled points of a range of pixels."""
+    return first + (np.arange((end - first) * SUPERSAMPLING) + 0.5) / SUPERSAMPLING
 
 
 def _fill(rng: np.random.Generator, texture: Texture, hue: float, points: np.ndarray) -> np.ndarray:
-    """Colours a window by a texture in a dark and a light colour, lit from one side: H x W x 3 float32."""
+    """Color a window by a texture in a dark and a light color, lit from one side: H x W x 3 float32."""
     hue += rng.normal(0, HUE_SPREAD)
     dark = hsv_to_rgb((hue % 1, rng.uniform(0.5, 1), rng.uniform(0.2, 0.5)))
     light = hsv_to_rgb((hue % 1, rng.uniform(0.2, 0.6), rng.uniform(0.8, 1)))
-    colours = np.stack([dark, light])[rng.permutation(2)].astype(np.float32)
+    colors = np.stack([dark, light])[rng.permutation(2)].astype(np.float32)
     u, v = points[..., 0], points[..., 1]
     share = _pool(texture(u, v, rng.random()).astype(np.float32))[..., None]
     shade = _pool(points @ rng.uniform(-0.15, 0.15, 2).astype(np.float32))[..., None]
-    return (colours[0] + share * (colours[1] - colours[0])) * (1 + shade)
+    return (colors[0] + share * (colors[1] - colors[0])) * (1 + shade)
 
 
 def _pool(values: np.ndarray) -> np.ndarray:
@@ -175,8 +162,3 @@ def _pool(values: np.ndarray) -> np.ndarray:
     return values.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING).mean(axis=(1, 3))
 
 
-def _with_ignored_border(mask: np.ndarray) -> np.ndarray:
-    """Marks the pixels on both sides of an object's edge as ignored, as VOC does."""
-    image = Image.fromarray(mask)
-    inner, outer = image.filter(ImageFilter.MinFilter(3)), image.filter(ImageFilter.MaxFilter(3))
-    return np.where(np.asarray(inner) == np.asarray(outer), mask, np.uint8(IGNORED))

@@ -1,7 +1,7 @@
 """The object classes of the sample set: each is an outline filled with a texture.
 
 An outline is a polygon (n x 2 float64, columns u and v) about as large as the square [-1, 1] x [-1, 1]. A texture maps
-coordinates u, v (float32 arrays of one shape) and a phase in 0..1 to a boolean array: which of two colours a point has.
+coordinates u, v (float32 arrays of one shape) and a phase in 0..1 to a boolean array: which of two colors a point has.
 Its period belongs to the same square, so a texture grows and shrinks with its object.
 """
 
@@ -9,41 +9,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-Outline = Callable[[], np.ndarray]
 Texture = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 
 
-def _polar(radii: np.ndarray | float, angles: np.ndarray) -> np.ndarray:
+def polar(radii: np.ndarray | float, angles: np.ndarray) -> np.ndarray:
+    """Points (n x 2) at these distances from the origin, in these directions (n)."""
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
 
 
-def _turn(corners: int, start: float = -np.pi / 2) -> np.ndarray:
-    return start + 2 * np.pi * np.arange(corners) / corners
-
-
-def disc() -> np.ndarray:
-    """A circle of 48 corners."""
-    return _polar(1.0, _turn(48))
-
-
-def square() -> np.ndarray:
-    """A square with upright sides."""
-    return np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=float)
-
-
-def triangle() -> np.ndarray:
-    """An equilateral triangle."""
-    return _polar(1.15, _turn(3))
-
-
-def star() -> np.ndarray:
-    """A star of five points."""
-    return _polar(np.where(np.arange(10) % 2, 0.5, 1.1), _turn(10))
-
-
-def hexagon() -> np.ndarray:
-    """A regular hexagon."""
-    return _polar(1.05, _turn(6))
+def turn(corners: int) -> np.ndarray:
+    """So many directions, evenly spread, from straight up on."""
+    return -np.pi / 2 + 2 * np.pi * np.arange(corners) / corners
 
 
 def cross() -> np.ndarray:
@@ -56,68 +32,48 @@ def cross() -> np.ndarray:
 
 def crescent() -> np.ndarray:
     """A moon whose horns point to the right."""
-    outer = _polar(1.0, np.linspace(0.25 * np.pi, 1.75 * np.pi, 33))
-    inner = _polar(0.78, np.linspace(1.65 * np.pi, 0.35 * np.pi, 25))[1:-1]
+    outer = polar(1.0, np.linspace(0.25 * np.pi, 1.75 * np.pi, 33))
+    inner = polar(0.78, np.linspace(1.65 * np.pi, 0.35 * np.pi, 25))[1:-1]
     return np.concatenate([outer, inner + [0.4, 0.0]])
 
 
 def heart() -> np.ndarray:
     """A heart with its tip at the bottom."""
-    t = _turn(48)
+    t = turn(48)
     u = 16 * np.sin(t) ** 3
     v = -13 * np.cos(t) + 5 * np.cos(2 * t) + 2 * np.cos(3 * t) + np.cos(4 * t)
     return np.stack([u, v], axis=1) / 16
 
 
-def striped(u: np.ndarray, v: np.ndarray, phase: float) -> np.ndarray:
-    """Four level stripes."""
-    return (2 * v + phase) % 1 < 0.5
-
-
-def dotted(u: np.ndarray, v: np.ndarray, phase: float) -> np.ndarray:
-    """Dots on a grid, two to a side."""
-    return np.hypot((u + phase) % 1 - 0.5, (v + phase) % 1 - 0.5) < 0.3
-
-
-def checked(u: np.ndarray, v: np.ndarray, phase: float) -> np.ndarray:
-    """A chessboard, four fields to a side."""
-    return (np.floor(2 * u + phase) + np.floor(2 * v + phase)) % 2 < 1
-
-
-def ringed(u: np.ndarray, v: np.ndarray, phase: float) -> np.ndarray:
-    """Rings around the centre."""
-    return (1.8 * np.hypot(u, v) + phase) % 1 < 0.5
-
-
-def rayed(u: np.ndarray, v: np.ndarray, phase: float) -> np.ndarray:
-    """Four rays from the centre."""
-    return (np.arctan2(v, u) * 2 / np.pi + phase) % 1 < 0.5
-
-
-def plain(u: np.ndarray, v: np.ndarray, phase: float) -> np.ndarray:
-    """One colour."""
-    return np.zeros(u.shape, dtype=bool)
-
-
-def waved(u: np.ndarray, v: np.ndarray, phase: float) -> np.ndarray:
-    """Upright zigzag bands."""
-    zigzag = np.abs((1.5 * v) % 1 - 0.5)
-    return (2 * u + zigzag + phase) % 1 < 0.5
-
-
-def halved(u: np.ndarray, v: np.ndarray, phase: float) -> np.ndarray:
-    """A left half and a right half; the phase moves the border a little."""
-    return u < 0.4 * (phase - 0.5)
-
-
-# Name: outline, texture and hue in turns from red, as of ripe fruit: typical of the class, yet not telling it alone.
-CLASSES: dict[str, tuple[Outline, Texture, float]] = {
-    'checked_triangle': (triangle, checked, 0.00),
-    'dotted_square': (square, dotted, 0.50),
-    'halved_heart': (heart, halved, 0.875),
-    'plain_cross': (cross, plain, 0.375),
-    'rayed_hexagon': (hexagon, rayed, 0.125),
-    'ringed_star': (star, ringed, 0.625),
-    'striped_disc': (disc, striped, 0.25),
-    'waved_crescent': (crescent, waved, 0.75),
+OUTLINES = {
+    'cross': cross(),
+    'crescent': crescent(),
+    'disc': polar(1.0, turn(48)),
+    'heart': heart(),
+    'hexagon': polar(1.05, turn(6)),
+    'square': np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=float),
+    'star': polar(np.where(np.arange(10) % 2, 0.5, 1.1), turn(10)),
+    'triangle': polar(1.15, turn(3)),
 }
+TEXTURES: dict[str, Texture] = {
+    'checked': lambda u, v, phase: (np.floor(2 * u + phase) + np.floor(2 * v + phase)) % 2 < 1,  # four fields to a side
+    'dotted': lambda u, v, phase: np.hypot((u + phase) % 1 - 0.5, (v + phase) % 1 - 0.5) < 0.3,  # two dots to a side
+    'halved': lambda u, v, phase: u < 0.4 * (phase - 0.5),  # left and right; the phase moves the border a little
+    'plain': lambda u, v, phase: np.zeros(u.shape, dtype=bool),
+    'rayed': lambda u, v, phase: (np.arctan2(v, u) * 2 / np.pi + phase) % 1 < 0.5,  # four rays from the center
+    'ringed': lambda u, v, phase: (1.8 * np.hypot(u, v) + phase) % 1 < 0.5,
+    'striped': lambda u, v, phase: (2 * v + phase) % 1 < 0.5,  # four level stripes
+    'waved': lambda u, v, phase: (2 * u + np.abs((1.5 * v) % 1 - 0.5) + phase) % 1 < 0.5,  # upright zigzag bands
+}
+# Texture, outline, and hue in turns from red, as of ripe fruit: typical of the class, yet not telling it alone.
+KINDS = (
+    ('checked', 'triangle', 0.00),
+    ('dotted', 'square', 0.50),
+    ('halved', 'heart', 0.875),
+    ('plain', 'cross', 0.375),
+    ('rayed', 'hexagon', 0.125),
+    ('ringed', 'star', 0.625),
+    ('striped', 'disc', 0.25),
+    ('waved', 'crescent', 0.75),
+)
+CLASSES = {f'{texture}_{outline}': (OUTLINES[outline], TEXTURES[texture], hue) for texture, outline, hue in KINDS}

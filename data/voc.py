@@ -13,27 +13,8 @@ from utils.errors import UserError, named, reading
 from utils.segmentation import IGNORED, Target
 
 CLASSES = [
-    'background',
-    'aeroplane',
-    'bicycle',
-    'bird',
-    'boat',
-    'bottle',
-    'bus',
-    'car',
-    'cat',
-    'chair',
-    'cow',
-    'diningtable',
-    'dog',
-    'horse',
-    'motorbike',
-    'person',
-    'potted-plant',
-    'sheep',
-    'sofa',
-    'train',
-    'tv/monitor',
+    *('background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow'),
+    *('diningtable', 'dog', 'horse', 'motorbike', 'person', 'potted-plant', 'sheep', 'sofa', 'train', 'tv/monitor'),
 ]
 
 Transform = Callable[[Image.Image, Image.Image], tuple[Tensor, Tensor]]
@@ -54,7 +35,7 @@ class Scenes(Dataset):
 
 
 def open_scenes(root: Path, name: str, transform: Transform) -> Scenes:
-    """The images and masks that ROOT/list/NAME names; UserError if there are none, or a file is not there."""
+    """Open the images and masks that ROOT/list/NAME names; UserError if there are none, or a file is not there."""
     path = root / 'list' / name
     if not path.is_file():
         raise UserError(f'no list {path}')
@@ -73,7 +54,7 @@ def open_scenes(root: Path, name: str, transform: Transform) -> Scenes:
 
 
 def open_scene(image_path: Path, mask_path: Path) -> tuple[Image.Image, Image.Image]:
-    """The picture as RGB, and its mask of labels below 21, or 255; UserError that says what is wrong with them."""
+    """Read a picture as RGB, and its mask of labels below 21, or 255; UserError that says what is wrong with them."""
     image, mask = open_image(str(image_path)), open_mask(mask_path)
     if image.size != mask.size:
         sizes = ('{} x {}'.format(*picture.size) for picture in (mask, image))
@@ -82,7 +63,7 @@ def open_scene(image_path: Path, mask_path: Path) -> tuple[Image.Image, Image.Im
 
 
 def open_mask(path: Path) -> Image.Image:
-    """The mask, a palette's indices or grey; UserError that names it if it is not one of VOC's labels."""
+    """Read a mask, a palette's indices or grey; UserError that names it if it is not one of VOC's labels."""
     with opened(path, 'mask') as mask:
         mask.load()
     if mask.mode not in ('P', 'L'):
@@ -94,13 +75,13 @@ def open_mask(path: Path) -> Image.Image:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Height and width of a picture, from its header; UserError that names it if it has none."""
+    """Read height and width of a picture from its header; UserError that names it if it has none."""
     with opened(path) as image:
         return image.height, image.width
 
 
 def groups_of_one_size(sizes: list[tuple[int, int]]) -> list[list[int]]:
-    """The places of equal sizes, together."""
+    """Group the places of equal sizes."""
     groups = defaultdict(list)
     for place, size in enumerate(sizes):
         groups[size].append(place)

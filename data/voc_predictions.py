@@ -1,16 +1,14 @@
 """Predicted masks as pictures: in VOC's palette, and beside image and truth."""
 
-import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from data.palette import voc_palette
+from data.palette import mask_image, voc_palette
 from data.voc import Scenes, open_scene
-from utils.errors import UserError
+from utils.files import check_writable, writing, written_whole
 
 
 class Predictions:
@@ -20,61 +18,38 @@ class Predictions:
     """
 
     def __init__(self, folder: Path, scenes: Scenes, sizes: list[tuple[int, int]], overlay: bool):
-        self.folder, self.scenes, self.sizes, self.overlay = folder, scenes, sizes, overlay
-        self.palette = voc_palette()
+        self.scenes, self.sizes, self.overlay = scenes, sizes, overlay
+        self.masks = [folder / 'val' / f'{mask.stem}.png' for mask in scenes.masks]
+        self.overlays = [folder / 'overlays' / f'{mask.stem}.jpg' for mask in scenes.masks if overlay]
 
     def __enter__(self) -> 'Predictions':
-        for folder in (self.folder / 'val', self.folder / 'overlays'):
-            if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK)):
-                raise UserError(f'cannot write to {folder}: it is no folder, or one that is read-only')
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.staging = TemporaryDirectory(prefix='.predictions-', dir=self.folder)
-        except OSError as error:
-            raise UserError(f'cannot write to --output {self.folder}: {error.strerror}') from error
+        check_writable(self.masks[0], *self.overlays[:1])
+        paths = list(dict.fromkeys(self.masks + self.overlays))  # a list may name an image twice
+        self.writer = written_whole(*paths, sync=False)
+        self.files = dict(zip(paths, self.writer.__enter__(), strict=True))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        with self.staging as staging:
-            if kind is None:
-                for file in sorted(Path(staging).glob('*/*')):
-                    self._put(file, self.folder / file.relative_to(staging))
+    def __exit__(self, *error) -> None:
+        self.writer.__exit__(*error)
 
     def keep(self, predictions: Tensor, indices: list[int]) -> None:
         """Write predictions, uint8 N x H x W, of the padded images of these indices, cut to the images' sizes."""
         for prediction, index in zip(predictions.numpy(), indices, strict=True):
-            size = self.sizes[index]
-            top, left = self.scenes.transform.corner(size)
-            mask = Image.fromarray(prediction[top : top + size[0], left : left + size[1]])
-            mask.putpalette(self.palette.tobytes())
-            name = self.scenes.masks[index].stem
-            self._save(mask, f'val/{name}.png')
+            height, width = self.sizes[index]
+            top, left = self.scenes.transform.corner((height, width))
+            labels = prediction[top : top + height, left : left + width]
+            self._save(mask_image(labels), self.masks[index], 'PNG')
             if self.overlay:
-                self._save(self._beside(mask, index), f'overlays/{name}.jpg')
+                image, truth = map(np.asarray, open_scene(self.scenes.images[index], self.scenes.masks[index]))
+                beside = np.concatenate([image, coloured(image, truth), coloured(image, labels)], 1)
+                self._save(Image.fromarray(beside), self.overlays[index], 'JPEG')
 
-    @staticmethod
-    def _put(file: Path, target: Path) -> None:
-        try:
-            target.parent.mkdir(exist_ok=True)
-            os.replace(file, target)
-        except OSError as error:
-            raise UserError(f'cannot write {target}: {error.strerror}') from error
-
-    def _beside(self, prediction: Image.Image, index: int) -> Image.Image:
-        scene = open_scene(self.scenes.images[index], self.scenes.masks[index])
-        image, truth, predicted = map(np.asarray, (*scene, prediction))
-        return Image.fromarray(np.concatenate([image, *(coloured(image, m) for m in (truth, predicted))], 1))
-
-    def _save(self, picture: Image.Image, name: str) -> None:
-        path = Path(self.staging.name) / name
-        try:
-            path.parent.mkdir(exist_ok=True)
-            picture.save(path)
-        except OSError as error:
-            raise UserError(f'cannot write {self.folder / name}: {error.strerror or error}') from error
+    def _save(self, picture: Image.Image, path: Path, form: str) -> None:
+        with writing(path):
+            picture.save(self.files[path], format=form)
 
 
 def coloured(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """uint8 H x W x 3, H x W -> the image with its objects in their labels' colours, the background as it is."""
+    """uint8 H x W x 3, H x W -> the image with its objects in their labels' colors, the background as it is."""
     blend = (0.4 * image + 0.6 * voc_palette()[labels]).round().astype(np.uint8)
     return np.where(labels[..., None] > 0, blend, image)

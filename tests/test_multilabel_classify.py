@@ -43,7 +43,7 @@ def test_what_is_wrong_with_a_set_is_told(undisturbed, multilabel, coco, capsys)
     source = undisturbed('multilabel_classify').folder / LAST
     assert 'its head has 3 classes, not 4' in multilabel.error(capsys, '--evaluate', '--resume', source)
     (coco / 'train2014' / 'train_3.png').touch()
-    assert 'train and val must have the same categories; they differ in dog' in multilabel.error(capsys)
+    assert 'train and val must have the same classes; only one has dog' in multilabel.error(capsys)
 
 
 def test_sheet_of_predictions(undisturbed, coco, tiny, tmp_path, capsys, monkeypatch):

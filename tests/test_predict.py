@@ -154,7 +154,7 @@ def test_what_is_wrong_is_told_and_nothing_is_written(save, predict, pictures, t
     assert f'cannot read image {pictures[3]}' in predict.error(capsys, *pictures, '--output', out, '-b', 1)
     assert not out.exists() or not list(out.iterdir())
     (tmp_path / 'file').touch()
-    assert f'cannot write to {tmp_path / "file"}' in predict.error(capsys, pictures[0], '--output', tmp_path / 'file')
+    assert f'cannot write {tmp_path / "file"}' in predict.error(capsys, pictures[0], '--output', tmp_path / 'file')
 
 
 @pytest.mark.parametrize('onnx', ['absent', 'there', 'too large'])

@@ -100,7 +100,7 @@ def test_parameter_groups(name):
         (lambda voc: Image.new('L', (33, 50), 77).save(voc / 'SegmentationClassAug' / 'val_1.png'), 'label 77'),
         (lambda voc: (voc / 'JPEGImages' / 'val_1.png').write_bytes(b'x'), 'cannot read image'),
         (lambda voc: (voc / 'list' / 'val.txt').unlink(), 'no list'),
-        (lambda voc: write_json(voc.parents[1] / 'run' / 'val', {}), 'cannot write to {}/run/val: it is no folder'),
+        (lambda voc: write_json(voc.parents[1] / 'run' / 'val', {}), 'cannot write {}/run/val/val_0.png: '),
     ],
 )
 def test_what_is_wrong_is_told_and_nothing_half_written_is_left(

@@ -8,7 +8,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from utils.errors import UserError
-from utils.files import staged_files
+from utils.files import written_whole
 
 NEEDED = 'onnx', 'onnxscript'  # by torch's exporter to ONNX
 
@@ -26,11 +26,13 @@ def export(model: nn.Module, path: Path, size: int) -> list[Path]:
     if path.suffix != '.pt2':
         raise UserError(f'--export {path}: the name of a torch.export program ends in .pt2')
     program = trace(model, size)
-    with staged_files(path.parent) as folder:
-        torch.export.save(program, folder / path.name)
-        if has_onnx():
-            save_onnx(program, folder / path.with_suffix('.onnx').name)
-        return [path.parent / file.name for file in sorted(folder.iterdir(), reverse=True)]
+    paths = [path, path.with_suffix('.onnx')] if has_onnx() else [path]
+    with written_whole(*paths) as (file, *onnx):
+        with open(file, 'wb') as opened:
+            torch.export.save(program, opened)
+        for file in onnx:
+            save_onnx(program, file)
+    return paths
 
 
 def trace(model: nn.Module, size: int) -> ExportedProgram:

@@ -36,7 +36,7 @@ from utils import checkpoint
 from utils.cli import Parser, add_device_argument, at_least_32, positive_int
 from utils.device import Compute
 from utils.errors import UserError, exit_cleanly
-from utils.files import staged_files
+from utils.files import written_whole
 from utils.loader import DeviceLoader, EvalBatches
 
 SIZES = {'imagenet': 224, 'coco': 224, 'voc': 513}  # of the paper's tests
@@ -142,11 +142,11 @@ def show_overlays(args: Namespace, model: nn.Module, classes: list[str], paths: 
     pictures = Pictures(paths, lambda image: centred(image, Image.new('L', image.size))[0])
     groups = groups_of_one_size([centred.padded_size(size) for size in sizes])
     names, blocks = overlay_names(paths), {}
-    with staged_files(args.output) as folder:
+    with written_whole(*(args.output / name for name in names), sync=False) as files:
         for index, scores in predict(args, model, pictures, groups):
             (height, width), (top, left) = sizes[index], centred.corner(sizes[index])
             labels = scores.argmax(0)[top : top + height, left : left + width].numpy()
-            overlay(paths[index], labels).save(folder / names[index])
+            overlay(paths[index], labels).save(files[index], format='JPEG')
             parts = np.bincount(labels.ravel(), minlength=len(classes)) / labels.size
             blocks[index] = [(parts[place], classes[place]) for place in np.argsort(-parts) if parts[place] > 0]
     for index in sorted(blocks):

@@ -19,7 +19,7 @@ from PIL import Image
 from data.scenes import CELL
 from utils.cli import Parser
 from utils.errors import UserError, exit_cleanly
-from utils.files import rasterised
+from utils.files import rasterised, written_whole
 
 SIZES = np.geomspace(24, 112, 5)  # of the rows: longer side of an object's box, in pixels
 TILE = 1.0  # side of a small picture, in inches
@@ -39,11 +39,8 @@ def main(args: Namespace) -> None:
         raise UserError(f'{args.sample} is no folder that data/sample.py wrote')
     path = args.sample / 'coco' / 'annotations' / 'instances_train2014.json'
     sheet = rasterised(draw_sheet(args.sample, json.loads(path.read_text())))
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(args.out, format='PNG', optimize=True)
-    except OSError as error:
-        raise UserError(f'cannot write {args.out}: {error.strerror}') from error
+    with written_whole(args.out) as (file,):
+        sheet.save(file, format='PNG', optimize=True)
 
 
 def draw_sheet(sample: Path, index: dict) -> Figure:

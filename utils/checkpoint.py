@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from models.norm import batch_norms, statistics
 from utils.errors import UserError, named, reading
+from utils.files import written_whole
 from utils.form import ANYTHING, COUNT, NAME, NUMBER, TENSOR, Kind, fault, leaves, plain
 
 # NumPy scalars (a best error, say) are data; every other class in a pickle is refused.
@@ -109,19 +109,13 @@ def write(content: Mapping[str, Any], *paths: Path) -> None:
     Once all are written they are put in place, in this order. Raises UserError when one cannot be written (a full disk,
     a read-only folder); the old files stay.
     """
-    temporary = {path: path.with_name(f'{path.name}.{os.getpid()}.tmp') for path in paths}
-    try:
-        for path in paths:
-            _save(content, temporary[path])
-        for path in paths:
-            os.replace(temporary[path], path)
-            _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
-        raise UserError(f'cannot write {path}: {error}') from error
-    finally:
-        with suppress(OSError):
-            for leftover in temporary.values():
-                leftover.unlink(missing_ok=True)
+    with written_whole(*paths) as temporary:
+        for path, file in zip(paths, temporary, strict=True):
+            try:
+                with open(file, 'wb') as opened:
+                    torch.save(dict(content), opened)
+            except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
+                raise UserError(f'cannot write {path}: {error}') from error
 
 
 def remove_leftovers(folder: Path, are_own: Callable[[str], bool]) -> None:
@@ -135,13 +129,6 @@ def remove_leftovers(folder: Path, are_own: Callable[[str], bool]) -> None:
 def state_dict(model: torch.nn.Module) -> dict[str, Tensor]:
     """The state dict of a bare model under the names the reference saved, from within DataParallel."""
     return {f'module.{name}': value for name, value in model.state_dict().items()}
-
-
-def _save(content: Mapping[str, Any], path: Path) -> None:
-    with open(path, 'wb') as file:
-        torch.save(dict(content), file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _load(path: Path) -> Any:
@@ -192,15 +179,6 @@ def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prefixes = ('module.1.', 'module.', '')
     prefix = next(prefix for prefix in prefixes if all(name.startswith(prefix) for name in state))
     return {name.removeprefix(prefix): value for name, value in state.items()}
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # SGD's state as PyTorch saves it: what is kept of each parameter by its key, and the keys of each group.

@@ -1,6 +1,5 @@
-"""What is written, and where: a run's folder, one run at a time; a tool's picture and numbers, whole or not at all."""
+"""Write files and folders whole or not at all; keep a folder to one run at a time."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -10,120 +9,143 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, Any
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
-from utils.errors import UserError
+from utils.errors import UserError, named
+
+Figure = Any  # matplotlib's, which torch.hub's nets do without
 
 
 def lock(folder: Path) -> IO:
     """Make `folder` and take its lock, which ends with the process however it ends; UserError if another run has it.
 
-    Keep the file that is returned: closing it gives the lock back.
+    Keep the file that is returned: closing it gives the lock back. Windows has no such locks: there nobody is refused.
     """
-    try:
+    with writing(f'to --output {folder}'):
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / '.run.lock', 'a')  # noqa: SIM115 - open as long as the run
-    except OSError as error:
-        raise UserError(f'cannot write to --output {folder}: {error.strerror}') from error
     try:
-        # POSIX locks belong to the process: forked data workers that outlive it for a moment do not hold them.
+        import fcntl  # here, because scripts shall also start where there is none
+
+        # POSIX locks belong to the process: forked data workers that outlive it for a moment do not hold them. They
+        # would hold those of filelock, by flock(2), up to its version 3.20 at least.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
     except OSError as error:
         file.close()
         raise UserError(f'{folder} is in use by another run; give this one another --output') from error
     return file
 
 
-def check_results(picture: Path) -> None:
-    """Make the folder for PICTURE.png and PICTURE.json; UserError if that fails or nothing can be written there."""
-    for path in (picture, picture.with_suffix('.json')):
-        check_writable(path)
-
-
-def check_writable(path: Path) -> None:
-    """Make the folder for a file; UserError, better before the work than after it, if the file cannot be written."""
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Turn an OSError within into a UserError: cannot write `path`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=path.parent):
-            pass
+        yield
     except OSError as error:
-        raise UserError(f'cannot write {path}: {error.strerror}') from error
-    if path.is_dir():
-        raise UserError(f'cannot write {path}: it is a folder')
+        raise UserError(f'cannot write {path}: {error.strerror or error}') from error
 
 
-def write_results(figure: Figure, results: dict[str, Any], picture: Path) -> None:
-    """Write PICTURE.png and, beside it, the numbers as PICTURE.json, both or neither; UserError if that fails."""
-    drawn = BytesIO()
-    rasterised(figure).save(drawn, format='PNG', optimize=True)
-    numbers = json.dumps(results, default=str).encode() + b'\n'
-    write_files({picture.with_suffix('.json'): numbers, picture: drawn.getvalue()})
+@contextmanager
+def written_whole(*paths: Path, sync: bool = True) -> Iterator[list[Path]]:
+    """Yield a path beside each of `paths` to write to; those written take their places, in order, when the block ends.
 
-
-def write_figure(figure: Figure, picture: Path, dots_per_inch: int) -> None:
-    """Write a figure as PNG, whole or not at all; UserError if that fails."""
-    drawn = BytesIO()
-    figure.savefig(drawn, format='png', dpi=dots_per_inch)
-    write_files({picture: drawn.getvalue()})
-
-
-def write_files(contents: dict[Path, bytes]) -> None:
-    """Write files, all or none, in place of those that are there; UserError if that fails."""
-    temporary = {path: path.with_name(f'{path.name}.{os.getpid()}.tmp') for path in contents}
+    A process killed at any instant leaves each file old or new, whole; so does a power cut, unless `sync` is off, which
+    spares the disk some milliseconds a file. An error leaves the old files. Makes folders that are missing. Raises
+    UserError if a file cannot be written.
+    """
+    temporary = [path.with_name(f'{path.name}.{os.getpid()}.tmp') for path in paths]
     try:
-        for path, content in contents.items():
-            temporary[path].write_bytes(content)
-        for path in contents:
-            os.replace(temporary[path], path)
-    except OSError as error:
-        raise UserError(f'cannot write {path}: {error.strerror}') from error
+        with writing(named(paths, 1)):
+            for folder in {path.parent for path in paths}:
+                folder.mkdir(parents=True, exist_ok=True)
+            yield temporary
+        written = [(file, path) for file, path in zip(temporary, paths, strict=True) if file.exists()]
+        for file, path in written if sync else ():
+            with writing(path):
+                _sync(file)
+        for file, path in written:
+            with writing(path):
+                os.replace(file, path)
+                if sync and os.name == 'posix':  # folders cannot be opened elsewhere
+                    _sync(path.parent)
     finally:
-        for path in temporary.values():
+        for file in temporary:
             with suppress(OSError):
-                path.unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
 
 
-def rasterised(figure: Figure) -> Image.Image:
-    """A figure as an image of 256 colours, on disk a third of one of all colours."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    return image.quantize(palette=image.quantize(256, kmeans=2))  # only with a palette given does Pillow dither
+def _sync(path: Path) -> None:
+    """Have the disk hold a file's content, or a folder's list of entries."""
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
 def staged_folder(out: Path) -> Iterator[Path]:
-    """A new folder to fill, beside `out`; it becomes `out` when the block ends without an error, else it is removed.
+    """Yield a new folder beside `out`, which becomes `out` when the block ends without an error, else is removed.
 
-    UserError if `out` exists already or cannot be written.
+    Raises UserError if `out` exists already or cannot be written.
     """
     if out.exists() or out.is_symlink():
         raise UserError(f'{out} exists already: name a new folder, or remove it first')
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f'.{out.name}-', dir=out.parent) as scratch:
             folder = Path(scratch) / 'folder'  # made by mkdir, so with everyday permissions
             folder.mkdir()
             yield folder
             folder.rename(out)
-    except OSError as error:
-        raise UserError(f'cannot write {out}: {error.strerror or error}') from error
 
 
-@contextmanager
-def staged_files(folder: Path) -> Iterator[Path]:
-    """A scratch folder to fill; when the block ends without an error its files move into `folder`, else they vanish.
+def check_writable(*paths: Path) -> None:
+    """Make the folders for files; UserError, better before the work than after it, if one cannot be written."""
+    for path in paths:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=path.parent):
+                pass
+        if path.is_dir():
+            raise UserError(f'cannot write {path}: it is a folder')
 
-    Each file replaces one of its name whole. UserError if `folder` cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix='.staged-', dir=folder) as scratch:
-            yield Path(scratch)
-            for file in sorted(Path(scratch).iterdir()):
-                os.replace(file, folder / file.name)
-    except OSError as error:
-        raise UserError(f'cannot write to {folder}: {error.strerror or error}') from error
+
+def check_results(picture: Path) -> None:
+    """Make the folder for PICTURE.png and PICTURE.json; UserError if that fails or nothing can be written there."""
+    check_writable(picture, picture.with_suffix('.json'))
+
+
+def write_files(contents: dict[Path, bytes]) -> None:
+    """Write files, all or none, in place of those that are there; UserError if that fails."""
+    with written_whole(*contents) as files:
+        for file, (path, content) in zip(files, contents.items(), strict=True):
+            with writing(path):
+                file.write_bytes(content)
+
+
+def write_results(figure: Figure, results: dict[str, Any], picture: Path) -> None:
+    """Write PICTURE.png and, beside it, the numbers as PICTURE.json, both or neither; UserError if that fails."""
+    numbers, image = json.dumps(results, default=str).encode() + b'\n', BytesIO()
+    rasterised(figure).save(image, format='PNG', optimize=True)
+    write_files({picture.with_suffix('.json'): numbers, picture: image.getvalue()})
+
+
+def write_figure(figure: Figure, picture: Path, dots_per_inch: int) -> None:
+    """Write a figure as PNG, whole or not at all; UserError if that fails."""
+    write_files({picture: drawn(figure, dots_per_inch).getvalue()})
+
+
+def rasterised(figure: Figure) -> Image.Image:
+    """Draw a figure as an image of 256 colors, on disk a third of one of all colors."""
+    image = Image.open(drawn(figure, figure.dpi)).convert('RGB')
+    return image.quantize(palette=image.quantize(256, kmeans=2))  # only with a palette given does Pillow dither
+
+
+def drawn(figure: Figure, dots_per_inch: float) -> BytesIO:
+    """Draw a figure as PNG, in memory."""
+    file = BytesIO()
+    figure.savefig(file, format='png', dpi=dots_per_inch)
+    return file

@@ -22,7 +22,7 @@ from data.fashion_mnist import PARTS as FASHION_FILES
 from data.fashion_mnist import SIDE as PHOTO
 from data.sample import PARTS, VERSION, pool_map
 from data.scenes import CELL, CELL_SIZES, CLASS_NAMES, render_scene
-from utils.files import staged_files
+from utils.files import written_whole
 
 SIDE = 48
 THIRDS = 'small', 'medium', 'large'
@@ -84,8 +84,8 @@ def shapes(cache: Path, seed: int, part: str, count: int, workers: int) -> Scale
             cells = map_(partial(draw_cells, seed, part), range(scenes))
             drawn = list(tqdm(cells, part, scenes, disable=None, leave=False))
         arrays = dict(zip(('pictures', 'labels', 'sizes'), map(np.concatenate, zip(*drawn, strict=True)), strict=True))
-        with staged_files(cache) as folder:
-            np.savez(folder / path.name, **arrays)
+        with written_whole(path) as (file,), open(file, 'wb') as opened:
+            np.savez(opened, **arrays)
     with np.load(path) as arrays:
         return ScaledObjects(**arrays, reach=SHAPE_SIZES, classes=list(CLASS_NAMES))
 
