@@ -17,12 +17,13 @@ SPOILED = [
 
 
 @pytest.mark.parametrize('line', SPOILED, ids=range(len(SPOILED)))
-def test_spoiled_line_costs_that_line(tmp_path, line):
+@pytest.mark.parametrize('end', [b'\n', b''], ids=['whole', 'cut off'])
+def test_spoiled_line_costs_that_line(tmp_path, line, end):
     log = Log(tmp_path)
     log.note(args={}, checkpoint='a', from_epoch=0)
     for epoch in range(2):
         with open(log.path, 'ab') as file:
-            file.write(line + b'\n')
+            file.write(line + end)
         log.note(epoch=epoch, train={'loss': 1.0})
     assert [record['epoch'] for record in log.epochs()] == [0, 1]
 

@@ -1,13 +1,13 @@
-"""The parts of the loop: accumulation, order and augmentation of samples, loading, precision, signals, the log."""
+"""The parts of the loop: accumulation, order and augmentation of samples, loading, precision, signals."""
 
 import multiprocessing
 import os
 import signal
-import time
 from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from tests.conftest import TinyNet
@@ -18,21 +18,17 @@ from utils.data import DeviceLoader
 from utils.errors import UserError
 from utils.image_folder import central_crop, open_folder
 from utils.interrupt import StopRequest, obey_parent_only
-from utils.reporting import Log
 
 CPU = Compute('cpu')
 
 
-def test_micro_batches_stand_for_gpus():
+@pytest.mark.parametrize('job, told', [(False, '3 devices that are visible'), (True, '3 processes')])
+def test_micro_batches_stand_for_gpus(monkeypatch, job, told):
     assert micro_batches(256, 8, 1, training=True) == (32, 8)
     assert micro_batches(256, 8, 2, training=True) == (64, 4)
     assert micro_batches(256, 8, 8, training=True) == (256, 1)
     assert micro_batches(250, 8, 3, training=False) == (125, 2)
     assert micro_batches(4, 8, 1, training=False) == (1, 8)
-
-
-@pytest.mark.parametrize('job, told', [(False, '3 devices that are visible'), (True, '3 processes')])
-def test_gpus_that_do_not_divide_are_told(monkeypatch, job, told):
     monkeypatch.setattr('utils.accumulation.is_distributed', lambda: job)
     with pytest.raises(UserError, match=f'--num-gpus 8 is no multiple of the {told}$'):
         micro_batches(256, 8, 3, training=True)
@@ -40,8 +36,7 @@ def test_gpus_that_do_not_divide_are_told(monkeypatch, job, told):
 
 def test_last_batch_is_left_out_where_it_is_not_full_or_a_device_would_get_too_few():
     assert len(TrainBatches(23, 4, 0)) == 5
-    assert len(TrainBatches(10582, 16, 0, smallest=2)) == 662
-    assert [len(TrainBatches(n, 16, 0, smallest=2)) for n in (32, 33, 34)] == [2, 2, 3]
+    assert [len(TrainBatches(n, 16, 0, smallest=2)) for n in (32, 33, 34, 10582)] == [2, 2, 3, 662]
     assert [len(TrainBatches(n, 16, 0, smallest=1)) for n in (32, 33)] == [2, 3]
     assert [len(batch) for batch in TrainBatches(34, 16, 0, smallest=2)] == [16, 16, 2]
     of_four = [len(TrainBatches(16 + rest, 16, 0, smallest=2, devices=4)) for rest in range(16)]
@@ -89,51 +84,32 @@ def test_amp_runs_the_convolutions_in_its_precision(amp, dtype):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_second_signal_ends_the_process_at_once(number):
-    context = multiprocessing.get_context('fork')
-    noted = context.Event()
-
-    def signal_twice():
+@pytest.mark.parametrize('times', [1, 2])
+def test_first_signal_is_noted_and_a_second_ends_the_process_at_once(number, times):
+    def signal_itself():
         with StopRequest() as stop:
-            os.kill(os.getpid(), number)
-            if stop.received == number:
-                noted.set()
-            os.kill(os.getpid(), number)
-            time.sleep(60)
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+            assert (stop.received, times) == (number, 1)
 
-    process = context.Process(target=signal_twice)
+    process = multiprocessing.get_context('fork').Process(target=signal_itself)
     process.start()
     process.join(50)
-    assert (process.exitcode, noted.is_set()) == (-number, True)
+    assert process.exitcode == (0 if times == 1 else -number)
 
 
-class Signalled:
-    """Four numbers, and signals to the worker that loads the second."""
-
-    def __getitem__(self, index):
-        if index == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGINT)
-        return index
-
-    def __len__(self):
-        return 4
+def signalled(samples):
+    """The sample; signals to the worker that loads the second."""
+    if samples == [1]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+    return samples[0]
 
 
 def test_workers_outlive_a_signal_to_all_and_end_with_the_parent():
-    batches = iter(torch.utils.data.DataLoader(Signalled(), num_workers=1, worker_init_fn=obey_parent_only))
-    assert [int(next(batches)) for _ in range(3)] == [0, 1, 2]
+    batches = iter(DataLoader(range(4), num_workers=1, collate_fn=signalled, worker_init_fn=obey_parent_only))
+    assert [next(batches) for _ in range(3)] == [0, 1, 2]
     (worker,) = batches._workers
     worker.terminate()
     worker.join(30)
     assert worker.exitcode == 0
-
-
-def test_log_survives_a_cut_off_line(tmp_path):
-    log = Log(tmp_path)
-    log.note(epoch=0, train={'loss': 2.0})
-    with open(log.path, 'a') as file:
-        file.write('{"epoch": 1, "tra')
-    log.note(epoch=1, train={'loss': 1.0})
-    log.note(epoch=1, train={'loss': 0.5})
-    assert [(record['epoch'], record['train']['loss']) for record in log.epochs()] == [(0, 2.0), (1, 0.5)]
