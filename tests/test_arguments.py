@@ -32,14 +32,6 @@ def named_flags(parser):
     return {flag: action for action in actions for flag in action.option_strings if flag.startswith('--')}
 
 
-def value_of(action):
-    """One that every kind of flag takes, other than the default where there is another."""
-    if action.nargs == 0:
-        return []
-    others = [choice for choice in action.choices or ['57'] if choice != action.default]
-    return [others[-1] if others else action.default]
-
-
 def parse(name, *given):
     """What a script reads from these arguments behind the one that it needs."""
     return PARSERS[name].parse_args(['--exp=x' if name == 'segment' else 'my_dir', *given])
@@ -50,7 +42,7 @@ def test_flags_of_2019_are_there_and_all_mean_the_same_in_both_spellings(name):
     flags = named_flags(PARSERS[name])
     assert set(OF_2019[name].split()) <= flags.keys()
     for flag, action in flags.items():
-        value = value_of(action)
+        value = [] if action.nargs == 0 else [(action.choices or ['57'])[-1]]
         expected = parse(name, flag, *value)
         for spelt in flag, '--' + flag[2:].replace('-', '_'):
             assert parse(name, spelt, *value) == expected, spelt

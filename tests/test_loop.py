@@ -48,39 +48,32 @@ def test_last_batch_is_left_out_where_it_is_not_full_or_a_device_would_get_too_f
     assert smallest[5] == 1  # 2, 2 and 1
 
 
-def test_loader_gives_what_torchvisions_transforms_give(folder):
+@pytest.mark.parametrize('ahead', [False, True])
+def test_loader_gives_what_torchvisions_transforms_give(folder, monkeypatch, ahead):
+    """On GPUs batches are made ahead, on a stream, here of a mock, and each is waited for before it is handed out."""
     constants = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     reference = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), constants]
     theirs = open_folder(folder / 'val', transforms.Compose(reference))
-    own = open_folder(folder / 'val', central_crop(224))
-    ((images, targets),) = DeviceLoader(own, EvalBatches([range(18)], 18), CPU, 0)
-    assert torch.equal(images, torch.stack([image for image, _ in theirs]))
-    assert targets.tolist() == theirs.index.labels().tolist()
-    assert images.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_loader_for_a_gpu_works_one_batch_ahead_and_loses_none(folder, monkeypatch):
-    """With streams that do nothing: there is no GPU here. Each batch is waited for before it is handed out."""
-    stream = MagicMock(device=CPU.device)
+    loader = DeviceLoader(open_folder(folder / 'val', central_crop(224)), EvalBatches([range(18)], 4), CPU, 0)
+    stream, found = MagicMock(device=CPU.device), []
     monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: stream)
     monkeypatch.setattr(torch.cuda, 'stream', lambda stream: nullcontext())
     monkeypatch.setattr(torch.Tensor, 'record_stream', lambda tensor, stream: None)
-    loader = DeviceLoader(open_folder(folder / 'val', central_crop(32)), EvalBatches([range(18)], 4), CPU, 0)
-    plain = list(loader)
-    loader.stream = stream  # the one of all epochs
-    for number, (batch, twin) in enumerate(zip(loader, plain, strict=True), 1):
-        assert torch.equal(batch[0], twin[0])
-        assert torch.equal(batch[1], twin[1])
-        assert stream.wait_stream.call_count == number
+    loader.stream = stream if ahead else None
+    for number, (images, targets) in enumerate(loader, 1):
+        assert stream.wait_stream.call_count == number * ahead
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        found += zip(images, targets.tolist(), strict=True)
+    assert [label for _, label in found] == theirs.index.labels().tolist()
+    assert all(torch.equal(own[0], their[0]) for own, their in zip(found, theirs, strict=True))
 
 
-@pytest.mark.parametrize('amp, dtype', [('off', torch.float32), ('bf16', torch.bfloat16)])
-def test_amp_runs_the_convolutions_in_its_precision(amp, dtype):
-    compute = Compute('cpu', amp)
+def test_layout_and_precision_of_a_net():
     assert Compute('cpu', channels_last=False).place(TinyNet(3)).conv1.weight.is_contiguous()
+    compute = Compute('cpu', 'bf16')
     model = compute.place(TinyNet(3))
     assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    assert compute.place_for_test(model).conv1.weight.dtype == dtype
+    assert compute.place_for_test(model).conv1.weight.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import re
-import time
 from signal import SIGINT, SIGTERM, Signals
 
 import pytest
@@ -15,7 +14,6 @@ from tests.runs import LAST, LAST_OF_COCO, LAST_OF_VOC, assert_same, content, ep
 from utils import checkpoint, output, reporting, task
 from utils.compute import Compute
 from utils.interrupt import Stopped
-from utils.run import Best, Files, Numbered
 
 LASTS = {'classify': LAST, 'multilabel_classify': LAST_OF_COCO, 'segment': LAST_OF_VOC}
 
@@ -80,23 +78,19 @@ def test_run_killed_between_two_files_of_an_epoch_loses_neither(undisturbed, seg
 # Whose the folder is
 
 
-def test_output_is_in_use_by_a_process_until_it_is_killed(classify, tmp_path, capsys, monkeypatch):
+HELD = []  # locks of this process
+
+
+def hold_lock(folder):
+    HELD.append(output.lock(folder))
+
+
+def test_output_is_in_use_by_a_process_until_it_ends(classify, tmp_path, capsys, monkeypatch):
     """That is told before a checkpoint is read: a run that is just ending could write a newer one."""
-    context = multiprocessing.get_context('fork')
-    taken = context.Event()
-
-    def hold_lock():
-        with output.lock(tmp_path):
-            taken.set()
-            time.sleep(60)
-
-    other = context.Process(target=hold_lock)
-    other.start()
-    assert taken.wait(60)
     monkeypatch.setattr(task, 'find_checkpoint', None)
-    assert f'{tmp_path} is in use by another run' in classify.error(capsys, '--output', tmp_path)
-    other.kill()
-    other.join()
+    with multiprocessing.get_context('fork').Pool(1) as other:
+        other.apply(hold_lock, [tmp_path])
+        assert f'{tmp_path} is in use by another run' in classify.error(capsys, '--output', tmp_path)
     output.lock(tmp_path).close()
 
 
@@ -107,14 +101,6 @@ def test_what_a_killed_run_left_half_written_is_removed(classify, tmp_path):
     classify('--output', tmp_path, '--epochs', 0)
     assert [name for name in names if (tmp_path / name).exists()] == names[2:]
     assert epochs(tmp_path)[0]['checkpoint'] == LAST
-
-
-def test_which_files_are_of_a_run():
-    files = Files('last', Best('best', 'err1', 'best_err1'), Numbered('{0}%s_', every=10))
-    names = 'last', 'best', *(f'{{0}}%s_{number}.pth' for number in (0, 9, 10, 19, 20, 30, '010', '')), 'other_10.pth'
-    for epochs_wanted, numbers in (19, [10, 19]), (20, [10, 20]), (10**12, [10, 20, 30]):  # without a look at each
-        expected = ['last', 'best', *(f'{{0}}%s_{number}.pth' for number in numbers)]
-        assert [name for name in names if files.include(name, epochs_wanted)] == expected
 
 
 OWN = 'give this one a folder of its own, --output runs/'

@@ -1,4 +1,7 @@
-"""VOC's lists, masks and joint transforms, and testing at several scales."""
+"""The sets of COCO and VOC: annotations as a table, lists, masks, joint transforms; testing at several scales."""
+
+import pickle
+import re
 
 import numpy as np
 import pytest
@@ -7,8 +10,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torchvision.transforms.functional import normalize, to_tensor
 
-from tests.pictures import SIZES, scene
+from tests.pictures import SIZES, annotations, scene, write_json
 from utils.batches import EvalBatches
+from utils.coco import open_part, read_table, squashed
 from utils.compute import Compute
 from utils.confusion import IGNORED
 from utils.data import MEAN, STD, DeviceLoader
@@ -16,6 +20,68 @@ from utils.errors import UserError
 from utils.joint_transforms import CentredScene, RandomScene
 from utils.multiscale import MultiScale
 from utils.voc import Scenes, open_scene, open_scenes
+
+
+def test_table_has_categories_in_the_files_order_and_empty_images(tmp_path, capsys):
+    table = read_table(write_json(tmp_path / 'a.json', annotations()))
+    assert table.classes == ['toothbrush', 'person']
+    assert table.files.tolist() == ['1.jpg', '2.jpg', '7.jpg']
+    assert np.argwhere(table.present).tolist() == [[0, 0, 0], [0, 0, 1], [1, 1, 0], [1, 2, 1]]
+    assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize(
+    'part, change, told',
+    [
+        ('annotations', {'category_id': 5}, 'annotation 10 names an unknown category_id, 5'),
+        ('annotations', {'image_id': []}, 'not an annotation file of COCO, or a damaged one: '),
+        *(('annotations', {'area': area}, f'annotation 10 has the area {str(area)[:9]}')
+          for area in (-1, None, float('nan'), float('inf'), 10**400)),
+        ('images', {'id': 2}, 'two entries with the image id 2'),
+        ('images', {'id': 1.5}, 'its content.images[0].id is 1.5, not an id'),
+        *(('images', {'file_name': name}, f'its content.images[0].file_name is {name!r}, not the name of a file')
+          for name in ('', '..', 7)),
+        ('images', {'file_name': ['a']}, 'its content.images[0].file_name is a list, not the name of a file'),
+        ('categories', {'name': None}, 'its content.categories[0].name is None, not a name'),
+    ],
+)  # fmt: skip
+def test_wrong_entry_is_named(tmp_path, part, change, told):
+    value = annotations()
+    value[part][0].update(change)
+    path = write_json(tmp_path / 'a.json', value)
+    with pytest.raises(UserError, match=re.escape(f'{path}: {told}')):
+        read_table(path)
+
+
+@pytest.mark.parametrize('part', ['images', 'categories', 'annotations'])
+@pytest.mark.parametrize('other', [None, [], 7, 'text', {'a': 1}, [7], [None], ['text'], [[]]])
+def test_part_that_is_no_list_of_dicts_is_told(tmp_path, part, other):
+    with pytest.raises(UserError, match='a.json: '):
+        read_table(write_json(tmp_path / 'a.json', annotations() | {part: other}))
+
+
+@pytest.mark.parametrize('text', ['{"images": [', '[]', '[' * 100_000, '{}'], ids=range(4))
+def test_damaged_file_is_named(tmp_path, text):
+    (tmp_path / 'a.json').write_text(text)
+    with pytest.raises(UserError, match='a.json: '):
+        read_table(tmp_path / 'a.json')
+
+
+def test_year_is_part_of_names(tmp_path):
+    (tmp_path / 'val2017').mkdir()
+    with pytest.raises(UserError, match='no annotation file .*instances_val2017.json'):
+        open_part(tmp_path, 'val', '2017', squashed(8))
+
+
+def test_workers_carry_arrays_and_nothing_of_the_annotations(tmp_path):
+    value = annotations()
+    value['annotations'] *= 1000
+    few, many = (read_table(write_json(tmp_path / 'a.json', each)) for each in (annotations(), value))
+    assert (type(many.files), type(many.present)) == (np.ndarray, np.ndarray)
+    assert pickle.dumps(many) == pickle.dumps(few)
+
+
+# VOC
 
 
 @pytest.mark.parametrize('height, width', SIZES)
@@ -91,9 +157,7 @@ def test_scales_and_mirrors_are_averaged_as_probabilities():
 @pytest.mark.parametrize(
     'content, told',
     [
-        (None, 'no list .*val.txt'),
         (b'', 'val.txt: empty; lines must have the form'),
-        (b'\n  \n', 'val.txt: empty'),
         (b'/a.jpg\n', 'val.txt: /a.jpg; lines must have the form /JPEGImages/x.jpg'),
         (b'/a.jpg /a.png\n', 'names 2 files that are not there: .*a.jpg, .*a.png'),
         (b'/JPEGImages/\xff.jpg /SegmentationClassAug/\xff.png', 'cannot read .*val.txt: .*utf-8'),
@@ -101,8 +165,7 @@ def test_scales_and_mirrors_are_averaged_as_probabilities():
 )
 def test_wrong_list_is_named(tmp_path, content, told):
     (tmp_path / 'list').mkdir()
-    if content is not None:
-        (tmp_path / 'list' / 'val.txt').write_bytes(content)
+    (tmp_path / 'list' / 'val.txt').write_bytes(content)
     with pytest.raises(UserError, match=told):
         open_scenes(tmp_path, 'val.txt', CentredScene(9))
 
