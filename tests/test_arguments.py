@@ -1,6 +1,7 @@
 """Command lines of the four scripts: spellings of flags, values that stay as they are, numbers out of bounds."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -9,6 +10,7 @@ import docker_classify
 import multilabel_classify
 import segment
 from tests.runs import content
+from utils import task
 
 SCRIPTS = classify_script, docker_classify, multilabel_classify, segment
 PARSERS = {script.__name__: script.make_parser() for script in SCRIPTS}
@@ -89,11 +91,13 @@ def test_number_out_of_bounds_is_told_in_a_line(name, capsys):
             assert 'argument ' in line and flag in line and ' value: ' in line
 
 
-def test_largest_numbers_are_taken(undisturbed, classify, undrawn, tmp_path, capsys):
-    """Another seed is another run."""
-    largest = 2**31 - 1
+def test_largest_numbers_are_taken(undisturbed, classify, undrawn, tmp_path, capsys, monkeypatch):
+    """Another seed is another run: other weights, another order."""
+    largest, batches = 2**31 - 1, Mock(wraps=task.train_batches)
+    monkeypatch.setattr(task, 'train_batches', batches)
     classify('--epochs', 1, '--seed', 2**63 - 1, '--dist-timeout', largest, '--output', tmp_path)
     classify('--epochs', 2, '--auto-resume', '--output', tmp_path)
+    assert batches.call_args.args[-1] == 2**63 - 1
     other = content(undisturbed('classify').folder)
     assert not any(value.equal(other[name]) for name, value in content(tmp_path).items() if name.endswith('weight'))
     told = classify.error(capsys, '-b', largest, '-g', 1, '--output', tmp_path)

@@ -70,9 +70,10 @@ def test_run_killed_between_two_files_of_an_epoch_loses_neither(undisturbed, seg
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         killed_at(patch, os, 'replace', place, '.pth')
         segment('--train')
-    segment('--train', '--auto-resume')
+    whole = undisturbed('segment').folder
+    segment('--train', '--auto-resume', '--resume', whole / LAST_OF_VOC)  # its own goes first
     for name in LAST_OF_VOC, LAST_OF_VOC.replace('last', 'epoch2'):
-        assert_same(content(tmp_path / 'run', name), content(undisturbed('segment').folder, name))
+        assert_same(content(tmp_path / 'run', name), content(whole, name))
 
 
 # Whose the folder is
