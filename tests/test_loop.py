@@ -1,46 +1,46 @@
-"""The parts of the loop: accumulation, order and augmentation of samples, loading, precision, signals, the log."""
+"""The parts of the loop: accumulation, order of samples, loading, precision, signals, the log and its curves."""
 
 import multiprocessing
 import os
 import signal
-import time
 from contextlib import nullcontext
+from unittest.mock import MagicMock
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from data.image_folder import central_crop, open_folder
+from tests.checkpoints import killed_at
 from tests.conftest import TinyNet
-from utils.device import Compute
+from utils import reporting
+from utils.accumulation import micro_batches
+from utils.batches import EvalBatches, TrainBatches
+from utils.compute import Compute
+from utils.data import DeviceLoader
 from utils.errors import UserError
-from utils.loader import DeviceLoader, EvalBatches, TrainBatches, micro_batches
-from utils.logger import Log
-from utils.signals import StopRequest, obey_parent_only
+from utils.image_folder import central_crop, open_folder
+from utils.interrupt import StopRequest, obey_parent_only
+from utils.reporting import Log, draw_curves
 
 CPU = Compute('cpu')
 
 
-def test_micro_batches_stand_for_gpus():
+@pytest.mark.parametrize('job, told', [(False, '3 devices that are visible'), (True, '3 processes')])
+def test_micro_batches_stand_for_gpus(monkeypatch, job, told):
     assert micro_batches(256, 8, 1, training=True) == (32, 8)
     assert micro_batches(256, 8, 2, training=True) == (64, 4)
     assert micro_batches(256, 8, 8, training=True) == (256, 1)
     assert micro_batches(250, 8, 3, training=False) == (125, 2)
     assert micro_batches(4, 8, 1, training=False) == (1, 8)
-
-
-@pytest.mark.parametrize('job, told', [(False, '3 devices that are visible'), (True, '3 processes')])
-def test_gpus_that_do_not_divide_are_told(monkeypatch, job, told):
-    monkeypatch.setattr('utils.loader.is_distributed', lambda: job)
+    monkeypatch.setattr('utils.accumulation.is_distributed', lambda: job)
     with pytest.raises(UserError, match=f'--num-gpus 8 is no multiple of the {told}$'):
         micro_batches(256, 8, 3, training=True)
 
 
 def test_last_batch_is_left_out_where_it_is_not_full_or_a_device_would_get_too_few():
-    assert len(TrainBatches(23, 4, 0)) == 5
-    assert len(TrainBatches(10582, 16, 0, smallest=2)) == 662
+    assert [len(TrainBatches(n, 16, 0)) for n in (31, 32, 33)] == [1, 2, 2]
     assert [len(TrainBatches(n, 16, 0, smallest=2)) for n in (32, 33, 34)] == [2, 2, 3]
-    assert [len(TrainBatches(n, 16, 0, smallest=1)) for n in (32, 33)] == [2, 3]
     assert [len(batch) for batch in TrainBatches(34, 16, 0, smallest=2)] == [16, 16, 2]
     of_four = [len(TrainBatches(16 + rest, 16, 0, smallest=2, devices=4)) for rest in range(16)]
     smallest = [min(map(len, torch.arange(rest).chunk(4))) for rest in range(16)]
@@ -48,90 +48,131 @@ def test_last_batch_is_left_out_where_it_is_not_full_or_a_device_would_get_too_f
     assert smallest[5] == 1  # 2, 2 and 1
 
 
-def test_loader_gives_what_torchvisions_transforms_give(folder):
+@pytest.mark.parametrize('ahead', [False, True])
+def test_loader_gives_what_torchvisions_transforms_give(folder, monkeypatch, ahead):
+    """On GPUs batches are made ahead, on a stream, here of a mock, and each is waited for before it is handed out."""
     constants = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     reference = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), constants]
     theirs = open_folder(folder / 'val', transforms.Compose(reference))
-    own = open_folder(folder / 'val', central_crop(224))
-    ((images, targets),) = DeviceLoader(own, EvalBatches([range(18)], 18), CPU, 0)
-    assert torch.equal(images, torch.stack([image for image, _ in theirs]))
-    assert targets.tolist() == theirs.index.labels().tolist()
-    assert images.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_loader_for_a_gpu_works_one_batch_ahead_and_loses_none(folder, monkeypatch):
-    """With streams that do nothing: there is no GPU here. Each batch is waited for before it is handed out."""
-    waits = []
-    stream = type('Stream', (), {'wait_stream': lambda self, other: waits.append(other)})
-    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: stream())
+    loader = DeviceLoader(open_folder(folder / 'val', central_crop(224)), EvalBatches([range(18)], 4), CPU, 0)
+    stream, found = MagicMock(device=CPU.device), []
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: stream)
     monkeypatch.setattr(torch.cuda, 'stream', lambda stream: nullcontext())
     monkeypatch.setattr(torch.Tensor, 'record_stream', lambda tensor, stream: None)
-    images = open_folder(folder / 'val', central_crop(32))
-    loader = DeviceLoader(images, EvalBatches([range(18)], 4), CPU, 0)
-    plain = list(loader)
-    loader.stream = stream()  # the one of all epochs
-    loader.stream.device = CPU.device
-    for number, (batch, twin) in enumerate(zip(loader, plain, strict=True), 1):
-        assert torch.equal(batch[0], twin[0])
-        assert torch.equal(batch[1], twin[1])
-        assert len(waits) == number
+    loader.stream = stream if ahead else None
+    for number, (images, targets) in enumerate(loader, 1):
+        assert stream.wait_stream.call_count == number * ahead
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        found += zip(images, targets.tolist(), strict=True)
+    assert [label for _, label in found] == theirs.index.labels().tolist()
+    assert all(torch.equal(own[0], their[0]) for own, their in zip(found, theirs, strict=True))
 
 
-@pytest.mark.parametrize('amp, dtype', [('off', torch.float32), ('bf16', torch.bfloat16)])
-def test_amp_runs_the_convolutions_in_its_precision(amp, dtype):
-    compute = Compute('cpu', amp)
+def test_layout_and_precision_of_a_net():
     assert Compute('cpu', channels_last=False).place(TinyNet(3)).conv1.weight.is_contiguous()
+    compute = Compute('cpu', 'bf16')
     model = compute.place(TinyNet(3))
     assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    assert compute.place_for_test(model).conv1.weight.dtype == dtype
+    assert compute.place_for_test(model).conv1.weight.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_second_signal_ends_the_process_at_once(number):
-    context = multiprocessing.get_context('fork')
-    noted = context.Event()
-
-    def signal_twice():
+@pytest.mark.parametrize('times', [1, 2])
+def test_first_signal_is_noted_and_a_second_ends_the_process_at_once(number, times):
+    def signal_itself():
         with StopRequest() as stop:
-            os.kill(os.getpid(), number)
-            if stop.received == number:
-                noted.set()
-            os.kill(os.getpid(), number)
-            time.sleep(60)
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+            assert (stop.received, times) == (number, 1)
 
-    process = context.Process(target=signal_twice)
+    process = multiprocessing.get_context('fork').Process(target=signal_itself)
     process.start()
     process.join(50)
-    assert (process.exitcode, noted.is_set()) == (-number, True)
+    assert process.exitcode == (0 if times == 1 else -number)
 
 
-class Signalled:
-    """Four numbers, and signals to the worker that loads the second."""
-
-    def __getitem__(self, index):
-        if index == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGINT)
-        return index
-
-    def __len__(self):
-        return 4
+def signalled(samples):
+    """The sample; signals to the worker that loads the second."""
+    if samples == [1]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+    return samples[0]
 
 
 def test_workers_outlive_a_signal_to_all_and_end_with_the_parent():
-    batches = iter(torch.utils.data.DataLoader(Signalled(), num_workers=1, worker_init_fn=obey_parent_only))
-    assert [int(next(batches)) for _ in range(3)] == [0, 1, 2]
+    batches = iter(DataLoader(range(4), num_workers=1, collate_fn=signalled, worker_init_fn=obey_parent_only))
+    assert [next(batches) for _ in range(3)] == [0, 1, 2]
     (worker,) = batches._workers
     worker.terminate()
     worker.join(30)
     assert worker.exitcode == 0
 
 
-def test_log_survives_a_cut_off_line(tmp_path):
+# log.jsonl and curves.png: no curve is lost to a kill, no run to a spoiled line
+
+SPOILED = [
+    *(b'not json', b'\xff\xfe\x00 bytes of another text', b'7', b'null', b'"text"', b'[{"epoch": 0}]', b'{"other": 1}'),
+    *(b'{"epoch": "0", "train": {"loss": 1.0}}', b'{"epoch": -1}', b'{"epoch": 1.5}', b'{"epoch": %d}' % 10**99),
+    *(b'{"epoch": 0, "train": 5}', b'{"epoch": 0, "val": [1]}', b'{"args": {}, "checkpoint": ["a"]}'),
+    *(b'{"args": {}, "from_epoch": null}', b'[' * 100_000, b''),
+]
+
+
+@pytest.mark.parametrize('line', SPOILED, ids=range(len(SPOILED)))
+@pytest.mark.parametrize('end', [b'\n', b''], ids=['whole', 'cut off'])
+def test_spoiled_line_costs_that_line(tmp_path, line, end):
     log = Log(tmp_path)
-    log.note(epoch=0, train={'loss': 2.0})
-    with open(log.path, 'a') as file:
-        file.write('{"epoch": 1, "tra')
-    log.note(epoch=1, train={'loss': 1.0})
-    log.note(epoch=1, train={'loss': 0.5})
-    assert [(record['epoch'], record['train']['loss']) for record in log.epochs()] == [(0, 2.0), (1, 0.5)]
+    log.note(args={}, checkpoint='a', from_epoch=0)
+    for epoch in range(2):
+        with open(log.path, 'ab') as file:
+            file.write(line + end)
+        log.note(epoch=epoch, train={'loss': 1.0})
+    assert [record['epoch'] for record in log.epochs()] == [0, 1]
+
+
+def test_curves_are_of_one_run(tmp_path):
+    log = Log(tmp_path)
+    for name, begin, losses, told in [
+        ('a', 0, [9, 8, 7], [9, 8, 7]),
+        ('b', 0, [6], [6]),
+        ('b', 1, [5], [6, 5]),
+        ('a', 3, [4], [9, 8, 7, 4]),
+        ('a', 1, [3], [9, 3]),  # from an older checkpoint
+        ('a', 0, [], []),
+    ]:
+        log.note(args={}, checkpoint=name, from_epoch=begin)
+        for epoch, loss in enumerate(losses, begin):
+            log.note(epoch=epoch, train={'loss': loss})
+        assert [record['train']['loss'] for record in log.epochs()] == told
+
+
+def test_curves_that_lack_an_epoch_are_drawn_anew_and_others_are_not(classify, tmp_path, monkeypatch, capsys):
+    """As those of a run that was killed before it drew them."""
+    arguments = '--output', tmp_path, '--auto-resume', '--epochs'
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        killed_at(patch, os, 'replace', 1, 'curves.png')
+        classify(*arguments, 1)
+    assert not (tmp_path / 'curves.png').exists()
+    drawn, draw = [], Log.draw
+    monkeypatch.setattr(Log, 'draw', lambda log: drawn.append(len(log.epochs())) or draw(log))
+    classify(*arguments, 2)
+    assert drawn == [1, 2]
+    classify(*arguments, 2)
+    assert '=> nothing to train: 2 epochs are done, and --epochs is 2\n' in capsys.readouterr().out
+    assert drawn == [1, 2]
+
+
+def test_curves_show_what_there_is(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(reporting, 'write_figure', lambda figure, *_, **__: drawn.extend(figure.axes))
+    records = [{'epoch': n, 'train': {'loss': value}} for n, value in enumerate([1.0, 'x', None, 0.5, {}])]
+    draw_curves(records, tmp_path / 'curves.png')
+    (panel,) = drawn
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == ['train']
+    assert panel.lines[0].get_xydata().tolist() == [[1, 1], [4, 0.5]]
+    assert all(tick == int(tick) for tick in panel.get_xticks())
+
+
+@pytest.mark.parametrize('values', [[], ['x'], [float('nan')], [float('inf'), 1.0], [1e300, -1e300]])
+def test_whatever_the_log_holds_is_drawn_or_left_out(tmp_path, values):
+    draw_curves([{'epoch': 2**62 * n, 'train': {'loss': v}} for n, v in enumerate(values)], tmp_path / 'curves.png')

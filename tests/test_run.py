@@ -1,37 +1,98 @@
-"""A run and its folder: what a kill leaves, who may write, what is resumed."""
+"""A run: bit for bit the same wherever it was stopped or killed, its folder, what goes on from it or begins with it."""
 
+import multiprocessing
 import os
 import re
+from signal import SIGINT, SIGTERM, Signals
 
 import pytest
 import torch
 
 from tests.checkpoints import killed_at
-from tests.conftest import stop_at
-from tests.runs import LAST, LAST_OF_VOC, assert_same, content, epochs
-from utils import checkpoint, logger, trainer
-from utils.device import Compute
-from utils.logger import Log
-from utils.run import Best, Files, Numbered
-from utils.signals import Stopped
+from tests.conftest import SETS, small_script, stop_at
+from tests.runs import LAST, LAST_OF_COCO, LAST_OF_VOC, assert_same, content, epochs
+from utils import checkpoint, output, reporting, task
+from utils.compute import Compute
+from utils.interrupt import Stopped
+
+LASTS = {'classify': LAST, 'multilabel_classify': LAST_OF_COCO, 'segment': LAST_OF_VOC}
 
 
 @pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    """Runs without what takes long in them and is not what the test is about."""
-    monkeypatch.setattr(Log, 'draw', lambda log: None)
-    monkeypatch.setattr(logger, 'git_commit', lambda: None)
+def quick(undrawn, monkeypatch):
+    """Without curves and without git, which take longer than some of these runs."""
+    monkeypatch.setattr(reporting, 'git_commit', lambda: None)
+
+
+# The script, the number of the picture at which the signal comes, half of it in the first of two workers, and workers.
+STOPS = [
+    ('classify', 20, SIGINT, 2),  # inside the first epoch
+    ('classify', 47, SIGTERM, 0),  # while validating
+    ('multilabel_classify', 7, SIGTERM, 0),
+    ('segment', 20, SIGTERM, 0),  # in the second epoch
+    *(
+        pytest.param(name, call, SIGTERM, workers, marks=pytest.mark.slow)
+        for name, calls in (('classify', (3, 17, 46, 60)), ('multilabel_classify', (6, 25)), ('segment', (7, 19)))
+        for call in calls
+        for workers in (0, 2)
+    ),
+]
+
+
+@pytest.mark.parametrize('name, call, number, workers', STOPS)
+def test_stopped_run_goes_on(undisturbed, tiny, tmp_path, monkeypatch, capsys, name, call, number, workers):
+    train, whole, _ = undisturbed(name)
+    last, arguments = LASTS[name], ['--output', tmp_path, '--workers', workers]
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
+        stop_at(patch, call // (workers or 1), number)
+        train(*arguments)
+    assert stopped.value.code == 128 + number
+    told = rf'=> {Signals(number).name}: saved at epoch \d, step \d+; --resume {tmp_path / last} goes on'
+    assert re.search(told, capsys.readouterr().out)
+    train(*arguments, '--auto-resume')
+    assert_same(content(tmp_path, last), content(whole, last))
+    assert checkpoint.read(tmp_path / last).smooth_loss == checkpoint.read(whole / last).smooth_loss
+    assert [record for record in epochs(tmp_path) if 'epoch' in record] == epochs(whole)[1:]
+
+
+def test_run_killed_after_saving_inside_an_epoch_goes_on_in_two_calls(undisturbed, classify, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        killed_at(patch, checkpoint, 'write', 3)
+        classify('--output', tmp_path, '--save-steps', 1)
+    assert checkpoint.read(tmp_path / LAST).position['step'] == 4  # of two updates
+    for wanted in 1, 2:
+        classify('--resume', tmp_path / LAST, '--output', tmp_path, '--epochs', wanted)
+    assert_same(content(tmp_path), content(undisturbed('classify').folder))
 
 
 @pytest.mark.parametrize('place', [2, 3])  # of epoch 2: the numbered file, the last
-def test_run_killed_between_two_files_of_an_epoch_loses_neither(segment, tmp_path, monkeypatch, place):
-    segment('--train', '--output', tmp_path / 'whole')
+def test_run_killed_between_two_files_of_an_epoch_loses_neither(undisturbed, segment, tmp_path, monkeypatch, place):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         killed_at(patch, os, 'replace', place, '.pth')
         segment('--train')
-    segment('--train', '--auto-resume')
+    whole = undisturbed('segment').folder
+    segment('--train', '--auto-resume', '--resume', whole / LAST_OF_VOC)  # its own goes first
     for name in LAST_OF_VOC, LAST_OF_VOC.replace('last', 'epoch2'):
-        assert_same(content(tmp_path / 'run', name), content(tmp_path / 'whole', name))
+        assert_same(content(tmp_path / 'run', name), content(whole, name))
+
+
+# Whose the folder is
+
+
+HELD = []  # locks of this process
+
+
+def hold_lock(folder):
+    HELD.append(output.lock(folder))
+
+
+def test_output_is_in_use_by_a_process_until_it_ends(classify, tmp_path, capsys, monkeypatch):
+    """That is told before a checkpoint is read: a run that is just ending could write a newer one."""
+    monkeypatch.setattr(task, 'find_checkpoint', None)
+    with multiprocessing.get_context('fork').Pool(1) as other:
+        other.apply(hold_lock, [tmp_path])
+        assert f'{tmp_path} is in use by another run' in classify.error(capsys, '--output', tmp_path)
+    output.lock(tmp_path).close()
 
 
 def test_what_a_killed_run_left_half_written_is_removed(classify, tmp_path):
@@ -43,37 +104,27 @@ def test_what_a_killed_run_left_half_written_is_removed(classify, tmp_path):
     assert epochs(tmp_path)[0]['checkpoint'] == LAST
 
 
-def test_which_files_are_of_a_run():
-    files = Files('last', Best('best', 'err1', 'best_err1'), Numbered('{0}%s_', every=10))
-    names = 'last', 'best', *(f'{{0}}%s_{number}.pth' for number in (0, 9, 10, 19, 20, 30, '010', '')), 'other_10.pth'
-    for epochs_wanted, numbers in (19, [10, 19]), (20, [10, 20]), (10**12, [10, 20, 30]):  # without a look at each
-        expected = ['last', 'best', *(f'{{0}}%s_{number}.pth' for number in numbers)]
-        assert [name for name in names if files.include(name, epochs_wanted)] == expected
+OWN = 'give this one a folder of its own, --output runs/'
 
 
-def test_second_run_in_a_folder_is_told_where_to_go(classify, small, folder, tmp_path, capsys):
-    """Both nets would keep their best as model_best.pth.tar; --auto-resume finds only what is of the same net."""
-    classify('--output', tmp_path, '--epochs', 1)
-    best, last, own = tmp_path / 'model_best.pth.tar', tmp_path / LAST, 'give this one a folder of its own, --output'
-    told = classify.error(capsys, '--output', tmp_path, '-a', 'small', '--auto-resume')
-    assert told == f'error: {best} is of another run: {own} runs/small'
-    told = classify.error(capsys, '--output', tmp_path)
-    assert told == f'error: {last} is of another run: go on with it (--auto-resume), or {own} runs/tiny'
+@pytest.mark.parametrize(
+    'arguments, told',
+    [
+        ('-a small --evaluate --resume {last}', '{last}: a checkpoint of tiny, not of --arch small'),
+        ('-a small --auto-resume', f'{{best}} is of another run: {OWN}small'),  # both keep their best under that name
+        ('', f'{{last}} is of another run: go on with it (--auto-resume), or {OWN}tiny'),
+        ('--auto-resume', '{last} cannot be resumed: its classes differ: fox where the data has gnu; give another '),
+    ],
+)
+def test_checkpoints_of_another_net_run_or_classes_stay(undisturbed, classify, small, folder, capsys, arguments, told):
     for part in 'train', 'val':
         (folder / part / 'fox').rename(folder / part / 'gnu')
-    told = classify.error(capsys, '--output', tmp_path, '--auto-resume')
-    told_of_classes = 'its classes differ: fox where the data has gnu; give another --output'
-    assert told == f'error: {last} cannot be resumed: {told_of_classes}'
-
-
-def test_folder_is_locked_before_its_checkpoint_is_read(classify, tmp_path, monkeypatch):
-    """Else a run that is just ending could write a newer one after it was read."""
-    order = []
-    for name in 'lock', 'find_checkpoint':
-        original = getattr(trainer, name)
-        monkeypatch.setattr(trainer, name, lambda *args, name=name, f=original: order.append(name) or f(*args))
-    classify('--output', tmp_path, '--epochs', 0)
-    assert order == ['lock', 'find_checkpoint']
+    run = undisturbed('classify').folder
+    places = {'last': run / LAST, 'best': run / 'model_best.pth.tar'}
+    before = [path.read_bytes() for path in places.values()]
+    error = classify.error(capsys, *arguments.format(**places).split(), '--output', run)
+    assert error.startswith(f'error: {told.format(**places)}')
+    assert [path.read_bytes() for path in places.values()] == before
 
 
 def test_run_whose_devices_would_get_too_few_is_refused(segment, tmp_path, capsys, monkeypatch):
@@ -84,7 +135,7 @@ def test_run_whose_devices_would_get_too_few_is_refused(segment, tmp_path, capsy
     assert not (tmp_path / 'run').exists()
 
 
-# What is resumed
+# What is resumed, and what is transferred
 
 
 @pytest.fixture
@@ -97,19 +148,22 @@ def stopped(classify, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'change, told',
+    'arguments, change, told',
     [
-        ({'step': 10}, ': its position is step 10 of an epoch of 36 samples'),
-        ({'metrics': {}}, ": its metrics has another form: KeyError 'loss'"),
-        ({'metrics': dict.fromkeys(('loss', 'err1', 'err5'), 3.0)}, ': its metrics has another form: '),
-        ({'metrics': dict.fromkeys(('loss', 'err1', 'err5'), {'sum': 1, 'count': None})}, ': its metrics'),
-        ({'statistics': {'bn3.running_mean': torch.zeros(16)}, 'metrics': None}, ' does not fit the net: missing: '),
+        ('--seed 2', {}, ' was trained with --seed 0, not 2: leave --seed out'),
+        ('-b 4', {}, ' was saved inside an epoch of samples 36, micro-batch 4, accumulate 2; '),
+        ('', {'step': 10}, ': its position is step 10 of an epoch of 36 samples'),
+        ('', {'metrics': {}}, ": its metrics has another form: KeyError 'loss'"),
+        ('', {'metrics': {'loss': 3.0}}, ': its metrics has another form: '),
+        ('', {'metrics': {'loss': {'sum': 1, 'count': None}}}, ': its metrics has another form: '),
+        ('', {'statistics': {'bn3.running_mean': torch.zeros(16)}, 'metrics': None}, ' does not fit the net: missing'),
     ],
 )
-def test_position_that_is_none_of_this_run(classify, tmp_path, capsys, stopped, change, told):
+def test_position_that_is_none_of_this_run(classify, tmp_path, capsys, stopped, arguments, change, told):
     processes = [change] if 'statistics' in change else None
     torch.save(stopped | {'processes': processes, 'position': stopped['position'] | change}, tmp_path / LAST)
-    assert classify.error(capsys, '--output', tmp_path, '--auto-resume').startswith(f'error: {tmp_path / LAST}{told}')
+    error = classify.error(capsys, '--output', tmp_path, '--auto-resume', *arguments.split())
+    assert error.startswith(f'error: {tmp_path / LAST}{told}')
 
 
 @pytest.mark.parametrize('saved_epoch, expected', [(None, [2]), (0, [0, 1, 2])])
@@ -124,7 +178,7 @@ def test_learning_rate_of_an_epoch_that_was_stopped_while_tested_is_its_own(clas
     arguments = '--output', tmp_path, '--decay-epochs', 1, '--auto-resume'
     classify(*arguments, '--epochs', 1)
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(trainer, 'evaluate', lambda *_: (_ for _ in ()).throw(Stopped(143)))
+        patch.setattr(task, 'evaluate', lambda *_: (_ for _ in ()).throw(Stopped(143)))
         classify(*arguments)
     classify(*arguments)
     assert [record['lr'] for record in epochs(tmp_path) if 'epoch' in record] == pytest.approx([0.05, 0.005])
@@ -133,30 +187,47 @@ def test_learning_rate_of_an_epoch_that_was_stopped_while_tested_is_its_own(clas
 def test_only_a_lower_error_is_a_better_one_and_the_first_is_the_best_so_far(classify, tmp_path, monkeypatch):
     """Also over a resume, and of epochs of which none gets anything right."""
     errors, best = iter([100.0, 100.0, 50.0, 50.0, 60.0]), []
-    monkeypatch.setattr(trainer, 'evaluate', lambda *_: {'err1': next(errors)})
+    monkeypatch.setattr(task, 'evaluate', lambda *_: {'err1': next(errors)})
     for epochs_done in range(1, 6):
         classify('--output', tmp_path, '--epochs', epochs_done, '--auto-resume')
         best.append(checkpoint.read(tmp_path / 'model_best.pth.tar').epoch)
     assert best == [1, 1, 3, 3, 3]
 
 
-@pytest.mark.parametrize('parts', [['1', '2'], ['2']])
-def test_exponential_average_goes_on_over_epochs_and_resumes(segment, tmp_path, capsys, parts):
-    for last in parts:
+def test_exponential_average_goes_on_over_epochs_and_resumes(segment, tmp_path, capsys):
+    for last in 1, 3:
         segment('--train', '-p', 1, '--epochs', last, '--base-lr', 0, '--auto-resume')
     found = [tuple(map(float, pair)) for pair in re.findall(r'loss: (\S+) \((\S+)\)', capsys.readouterr().out)]
-    assert len(found) == 6  # 13 images, the last of them dropped: three batches of four an epoch
+    assert len(found) == 9  # 13 images, the last of them dropped: three batches of four an epoch
     smooth = found[0][0]
     for loss, printed in found:
         smooth = 0.99 * smooth + 0.01 * loss
         assert printed == pytest.approx(smooth, abs=2e-4)
-
-
-def test_segmenters_file_without_an_exponential_average_goes_on(segment, tmp_path):
-    segment('--train', '--epochs', 1)
     path = tmp_path / 'run' / LAST_OF_VOC
-    saved = torch.load(path, weights_only=True)
-    del saved['smooth_loss']
-    torch.save(saved, path)
-    segment('--train', '--auto-resume')
+    without = torch.load(path, weights_only=True)
+    del without['smooth_loss']
+    torch.save(without, path)
+    segment('--train', '--epochs', 4, '--auto-resume')
     assert checkpoint.read(path).smooth_loss > 0
+
+
+@pytest.mark.parametrize(
+    'name, place, left, told',
+    [
+        ('classify', '', 'fc', 'its classes differ: ant where the data has ape'),
+        ('multilabel_classify', '', 'fc', 'its task is imagenet, not coco'),
+        ('segment', 'base.', 'score, base.fc', 'its task is imagenet, not voc'),
+    ],
+)
+def test_classifier_is_transferred_and_not_evaluated(undisturbed, tiny, tmp_path, capsys, name, place, left, told):
+    source, voc = undisturbed('classify').folder / LAST, name == 'segment'
+    script = small_script(name, SETS[name](tmp_path / 'set'))
+    for folder in tmp_path.glob('set/*/ant'):
+        folder.rename(folder.with_name('ape'))
+    still = ['--train', '--base-lr', 0] if voc else ['--lr', 0]
+    script('--resume', source, '--output', tmp_path, '--epochs', 1, *still)
+    assert f'=> transferred {source}; left out, as initialised: {left}\n' in capsys.readouterr().out
+    ours, theirs = (checkpoint.read(path).state_dict for path in (tmp_path / LASTS[name], source))
+    assert torch.equal(ours[f'{place}conv1.weight'], theirs['conv1.weight'])
+    error = script.error(capsys, '--resume', source, *([] if voc else ['--evaluate']))
+    assert f'cannot be evaluated here: {told}' in error

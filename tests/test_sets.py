@@ -1,4 +1,7 @@
-"""VOC's lists, masks and joint transforms, and testing at several scales."""
+"""The sets of COCO and VOC: annotations as a table, lists, masks, joint transforms; testing at several scales."""
+
+import pickle
+import re
 
 import numpy as np
 import pytest
@@ -7,13 +10,78 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torchvision.transforms.functional import normalize, to_tensor
 
-from data.voc import Scenes, groups_of_one_size, open_scene, open_scenes
-from data.voc_transforms import CentredScene, RandomScene
-from tests.pictures import SIZES, scene
-from utils.device import Compute
+from tests.pictures import SIZES, annotations, scene, write_json
+from utils.batches import EvalBatches
+from utils.coco import open_part, read_table, squashed
+from utils.compute import Compute
+from utils.confusion import IGNORED
+from utils.data import MEAN, STD, DeviceLoader
 from utils.errors import UserError
-from utils.loader import MEAN, STD, DeviceLoader, EvalBatches
-from utils.segmentation import IGNORED, MultiScale
+from utils.joint_transforms import CentredScene, RandomScene
+from utils.multiscale import MultiScale
+from utils.voc import Scenes, open_scene, open_scenes
+
+
+def test_table_has_categories_in_the_files_order_and_empty_images(tmp_path, capsys):
+    table = read_table(write_json(tmp_path / 'a.json', annotations()))
+    assert table.classes == ['toothbrush', 'person']
+    assert table.files.tolist() == ['1.jpg', '2.jpg', '7.jpg']
+    assert np.argwhere(table.present).tolist() == [[0, 0, 0], [0, 0, 1], [1, 1, 0], [1, 2, 1]]
+    assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize(
+    'part, change, told',
+    [
+        ('annotations', {'category_id': 5}, 'annotation 10 names an unknown category_id, 5'),
+        ('annotations', {'image_id': []}, 'not an annotation file of COCO, or a damaged one: '),
+        *(('annotations', {'area': area}, f'annotation 10 has the area {str(area)[:9]}')
+          for area in (-1, None, float('nan'), float('inf'), 10**400)),
+        ('images', {'id': 2}, 'two entries with the image id 2'),
+        ('images', {'id': 1.5}, 'its content.images[0].id is 1.5, not an id'),
+        *(('images', {'file_name': name}, f'its content.images[0].file_name is {name!r}, not the name of a file')
+          for name in ('', '..', 7)),
+        ('images', {'file_name': ['a']}, 'its content.images[0].file_name is a list, not the name of a file'),
+        ('categories', {'name': None}, 'its content.categories[0].name is None, not a name'),
+    ],
+)  # fmt: skip
+def test_wrong_entry_is_named(tmp_path, part, change, told):
+    value = annotations()
+    value[part][0].update(change)
+    path = write_json(tmp_path / 'a.json', value)
+    with pytest.raises(UserError, match=re.escape(f'{path}: {told}')):
+        read_table(path)
+
+
+@pytest.mark.parametrize('part', ['images', 'categories', 'annotations'])
+@pytest.mark.parametrize('other', [None, [], 7, 'text', {'a': 1}, [7], [None], ['text'], [[]]])
+def test_part_that_is_no_list_of_dicts_is_told(tmp_path, part, other):
+    with pytest.raises(UserError, match='a.json: '):
+        read_table(write_json(tmp_path / 'a.json', annotations() | {part: other}))
+
+
+@pytest.mark.parametrize('text', ['{"images": [', '[]', '[' * 100_000, '{}'], ids=range(4))
+def test_damaged_file_is_named(tmp_path, text):
+    (tmp_path / 'a.json').write_text(text)
+    with pytest.raises(UserError, match='a.json: '):
+        read_table(tmp_path / 'a.json')
+
+
+def test_year_is_part_of_names(tmp_path):
+    (tmp_path / 'val2017').mkdir()
+    with pytest.raises(UserError, match='no annotation file .*instances_val2017.json'):
+        open_part(tmp_path, 'val', '2017', squashed(8))
+
+
+def test_workers_carry_arrays_and_nothing_of_the_annotations(tmp_path):
+    value = annotations()
+    value['annotations'] *= 1000
+    few, many = (read_table(write_json(tmp_path / 'a.json', each)) for each in (annotations(), value))
+    assert (type(many.files), type(many.present)) == (np.ndarray, np.ndarray)
+    assert pickle.dumps(many) == pickle.dumps(few)
+
+
+# VOC
 
 
 @pytest.mark.parametrize('height, width', SIZES)
@@ -31,6 +99,8 @@ def test_test_images_are_centred_in_513_pixels_or_the_next_16n_plus_1(height, wi
 
 def test_what_was_padded_is_zero_after_normalising(tmp_path):
     picture, mask = scene(5, 7)
+    for column, label in enumerate((0, 20, IGNORED)):
+        mask.putpixel((column, 0), label)
     picture.save(tmp_path / 'a.png')
     mask.save(tmp_path / 'a_mask.png')
     scenes = Scenes([tmp_path / 'a.png'], [tmp_path / 'a_mask.png'], CentredScene(17))
@@ -39,12 +109,13 @@ def test_what_was_padded_is_zero_after_normalising(tmp_path):
     torch.testing.assert_close(images[0], expected)
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert (targets.index.tolist(), targets.labels.dtype) == ([0], torch.uint8)
+    assert targets.labels[0, 6:11, 5:12].equal(torch.from_numpy(np.array(mask)))
 
 
 @pytest.mark.parametrize('height, width', [(20, 31), (64, 65), (66, 300), (200, 90)])
 def test_crops_are_those_of_the_scaled_image_padded_by_half_of_what_it_lacks_on_each_side(height, width):
     """Built whole in NumPy: flip, resize, pad by max(0, int((1 + crop - side) / 2)) on both ends, cut."""
-    size, offsets = 65, set()
+    size = 65
     for seed in range(30):
         torch.manual_seed(seed)
         image, labels = RandomScene(size)(*scene(height, width, cell=4))
@@ -63,18 +134,6 @@ def test_crops_are_those_of_the_scaled_image_padded_by_half_of_what_it_lacks_on_
         part = np.s_[top : top + size, left : left + size]
         assert np.array_equal(image.permute(1, 2, 0), np.dstack([pixels, inside])[part])
         assert np.array_equal(labels, truth[part])
-        offsets |= {(side < size, side % 2, offset) for side, offset in ((high, top), (wide, left))}
-    even, odd = ({offset for small, rest, offset in offsets if small and rest == parity} for parity in (1, 0))
-    assert even <= {0}
-    assert odd <= {0, 1}
-
-
-def test_images_of_one_size_share_batches():
-    groups = groups_of_one_size([(5, 5), (5, 9), (5, 5), (5, 5), (9, 5), (5, 9)])
-    assert groups == [[0, 2, 3], [1, 5], [4]]
-    batches = EvalBatches(groups, 2)
-    assert [[index for _, index in batch] for batch in batches] == [[0, 2], [3], [1, 5], [4]]
-    assert len(batches) == 4
 
 
 def test_scales_and_mirrors_are_averaged_as_probabilities():
@@ -98,9 +157,7 @@ def test_scales_and_mirrors_are_averaged_as_probabilities():
 @pytest.mark.parametrize(
     'content, told',
     [
-        (None, 'no list .*val.txt'),
         (b'', 'val.txt: empty; lines must have the form'),
-        (b'\n  \n', 'val.txt: empty'),
         (b'/a.jpg\n', 'val.txt: /a.jpg; lines must have the form /JPEGImages/x.jpg'),
         (b'/a.jpg /a.png\n', 'names 2 files that are not there: .*a.jpg, .*a.png'),
         (b'/JPEGImages/\xff.jpg /SegmentationClassAug/\xff.png', 'cannot read .*val.txt: .*utf-8'),
@@ -108,8 +165,7 @@ def test_scales_and_mirrors_are_averaged_as_probabilities():
 )
 def test_wrong_list_is_named(tmp_path, content, told):
     (tmp_path / 'list').mkdir()
-    if content is not None:
-        (tmp_path / 'list' / 'val.txt').write_bytes(content)
+    (tmp_path / 'list' / 'val.txt').write_bytes(content)
     with pytest.raises(UserError, match=told):
         open_scenes(tmp_path, 'val.txt', CentredScene(9))
 
@@ -119,7 +175,7 @@ def test_wrong_list_is_named(tmp_path, content, told):
     [
         (Image.new('L', (8, 7)), 'mask.png is 8 x 7 pixels, its image 8 x 6'),
         *((Image.new('L', (8, 6), label), f'mask.png: label {label}; labels go from 0 to 20, and 255')
-          for label in (21, 77, 254)),
+          for label in (21, 254)),
         (Image.new('RGB', (8, 6)), 'mask.png: a mask is a palette or grey picture.*RGB'),
         (None, 'cannot read mask .*mask.png'),
     ],
@@ -129,10 +185,3 @@ def test_wrong_mask_is_named(tmp_path, mask, told):
     (tmp_path / 'mask.png').write_bytes(b'') if mask is None else mask.save(tmp_path / 'mask.png')
     with pytest.raises(UserError, match=told):
         open_scene(tmp_path / 'image.png', tmp_path / 'mask.png')
-
-
-@pytest.mark.parametrize('label', [0, 20, 255])
-def test_labels_to_20_and_255_are_right(tmp_path, label):
-    Image.new('RGB', (2, 1)).save(tmp_path / 'image.png')
-    Image.new('L', (2, 1), label).save(tmp_path / 'mask.png')
-    open_scene(tmp_path / 'image.png', tmp_path / 'mask.png')
