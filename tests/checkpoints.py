@@ -8,12 +8,16 @@ from tests.conftest import TinyNet
 from utils import checkpoint
 
 
-def trained(classes=5, seed=0):
-    """A TinyNet after one update, and its optimizer, which holds momentum but of a weight that gets no gradient."""
+def trained(seed=0, norms=True):
+    """A TinyNet after one update, and its optimizer, which holds momentum but of a weight that gets no gradient.
+
+    Without `norms` an optimizer as the reference's with --freeze_bn: of no batch norm's weight or bias.
+    """
     torch.manual_seed(seed)
-    model = TinyNet(classes)
+    model = TinyNet(5)
     model.block.conv1_d.weight.requires_grad_(False)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
+    given = [parameter for name, parameter in model.named_parameters() if norms or 'bn' not in name]
+    optimizer = torch.optim.SGD(given, 0.1, 0.9)
     model(torch.randn(2, 3, 32, 32)).square().sum().backward()
     optimizer.step()
     return model, optimizer
@@ -31,11 +35,8 @@ def released(model, optimizer):
 
 def momenta(model, optimizer):
     """The momentum of each parameter that has one, by the parameter's name."""
-    return {
-        name: optimizer.state[parameter]['momentum_buffer']
-        for name, parameter in model.named_parameters()
-        if optimizer.state.get(parameter)
-    }
+    states = {name: optimizer.state.get(parameter) for name, parameter in model.named_parameters()}
+    return {name: state['momentum_buffer'] for name, state in states.items() if state}
 
 
 class Hostile:

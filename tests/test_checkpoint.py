@@ -18,18 +18,18 @@ ROUND.append(ROUND)  # a list that holds itself
 
 
 @pytest.mark.parametrize(
-    'prefix, zipped, more',
+    'prefix, zipped, norms, more',
     [
-        ('', False, {'position': {'step': 0, 'plan': {}, 'metrics': ROUND}}),
-        ('', True, {'epoch': np.int64(7), 'best_err1': np.float64(21.5)}),
-        ('module.', False, {}),
-        ('module.', True, {'best_model': 'x/y.ckpt', 'best_so_far': None, 3: 'three', 'task': None}),
-        ('module.1.', False, {}),
+        ('', False, True, {'position': {'step': 0, 'plan': {}, 'metrics': ROUND}}),
+        ('', True, True, {'epoch': np.int64(7), 'best_err1': np.float64(21.5)}),
+        ('module.', False, False, {}),
+        ('module.', True, True, {'best_model': 'x/y.ckpt', 'best_so_far': None, 3: 'three', 'task': None}),
+        ('module.1.', False, True, {}),
     ],
 )
-def test_released_file_is_resumed_with_its_momentum(tmp_path, monkeypatch, prefix, zipped, more):
+def test_released_file_is_resumed_with_its_momentum(tmp_path, monkeypatch, prefix, zipped, norms, more):
     """Without a prefix of PyTorch 0.4.0, which had no counters; with `module.1.` of half precision but batch norms."""
-    model, optimizer = trained()
+    model, optimizer = trained(norms=norms)
     state = {name: value for name, value in model.state_dict().items() if prefix or 'num_batches' not in name}
     if prefix == 'module.1.':
         state = {name: value.half() if value.dim() > 1 else value for name, value in state.items()}
@@ -46,6 +46,7 @@ def test_released_file_is_resumed_with_its_momentum(tmp_path, monkeypatch, prefi
     load_optimizer(fresh, its_optimizer, found)
     assert_same(fresh.state_dict(), model.state_dict())
     assert_same(momenta(fresh, its_optimizer), momenta(model, optimizer))
+    assert momenta(fresh, its_optimizer)
     assert its_optimizer.param_groups[0]['weight_decay'] == 0  # as the command line says, not as the file
 
 
@@ -60,13 +61,6 @@ def test_hostile_pickle_is_refused_by_name_and_not_executed(tmp_path, zipped):
     assert (tmp_path / 'executed').exists(), 'the pickle was harmless: this test tests nothing'
 
 
-@pytest.mark.parametrize('content', [b'', b'<html>404</html>', b'PK\x03\x04 cut off'])
-def test_other_files_are_no_checkpoints(tmp_path, content):
-    (tmp_path / 'file').write_bytes(content)
-    with pytest.raises(UserError, match='file: not a PyTorch checkpoint, or a damaged one'):
-        checkpoint.read(tmp_path / 'file')
-
-
 ONE = torch.ones(1)
 ODD = ONE.to(torch.complex64), ONE.to('meta'), ONE.to_sparse(), ONE.to(torch.float8_e5m2), ONE.expand(2**40)
 
@@ -74,6 +68,7 @@ ODD = ONE.to(torch.complex64), ONE.to('meta'), ONE.to_sparse(), ONE.to(torch.flo
 @pytest.mark.parametrize(
     'change, told',
     [
+        *((content, 'not a PyTorch checkpoint, or a damaged') for content in (b'', b'<html>', b'PK\x03\x04 cut off')),
         ([1, 2], 'a list, not a checkpoint'),
         ({'state_dict': {}}, 'holds no state_dict of named tensors: it is empty'),
         ({'state_dict': {0: ONE}}, 'holds no state_dict of named tensors: state_dict has the name 0'),
@@ -96,10 +91,14 @@ ODD = ONE.to(torch.complex64), ONE.to('meta'), ONE.to_sparse(), ONE.to(torch.flo
         ({'processes': [{'metrics': None}]}, r'its processes\[0\] has no statistics'),
     ],
 )
-def test_values_of_other_kinds_are_told(tmp_path, change, told):
-    torch.save(released(*trained()) | change if isinstance(change, dict) else change, tmp_path / 'odd')
+def test_what_is_no_checkpoint_of_ours_is_told(tmp_path, change, told):
+    path = tmp_path / 'odd'
+    if isinstance(change, bytes):
+        path.write_bytes(change)
+    else:
+        torch.save(released(*trained()) | change if isinstance(change, dict) else change, path)
     with pytest.raises(UserError, match=f'odd: {told}'):
-        checkpoint.read(tmp_path / 'odd')
+        checkpoint.read(path)
 
 
 @pytest.mark.parametrize(

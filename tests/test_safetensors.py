@@ -14,27 +14,22 @@ def test_tensors_are_read_in_every_type(tmp_path):
     state['count'] = torch.tensor(7)
     save_file(state, tmp_path / 'model.safetensors', metadata={'format': 'pt'})
     read = safetensors_file.read(tmp_path / 'model.safetensors')
-    assert {name: (value.dtype, value.tolist()) for name, value in read.items()} == {
-        name: (value.dtype, value.tolist()) for name, value in state.items()
-    }
+    assert read.keys() == state.keys()
+    for name, value in read.items():
+        torch.testing.assert_close(value, state[name], rtol=0, atol=0)  # the type, too
 
 
 @pytest.mark.parametrize(
     'damage',
     [
-        lambda content: content[:-1],
-        lambda content: content[:-4],  # a whole number less
-        lambda content: content[:40],
-        lambda content: b'',
-        lambda content: b'<html>404</html>',
-        lambda content: (2).to_bytes(8, 'little') + b'[]',
-        lambda content: content.replace(b'"F32"', b'"X32"'),
+        *(lambda whole, length=length: whole[:length] for length in (-1, -4, 40, 0)),  # 4 bytes are a number
+        lambda whole: b'<html>404</html>',
+        lambda whole: (2).to_bytes(8, 'little') + b'[]',
+        lambda whole: whole.replace(b'"F32"', b'"X32"'),
     ],
 )
 def test_damaged_file_is_named(tmp_path, damage):
     path = tmp_path / 'model.safetensors'
-    with pytest.raises(UserError, match=f'cannot read {path}: No such file'):
-        safetensors_file.read(path)
     save_file({'a': torch.zeros(3, 4), 'b': torch.ones(5)}, path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match='model.safetensors: not a safetensors file, or a damaged one'):
