@@ -33,12 +33,6 @@ def released(model, optimizer):
     return {'epoch': 7, 'arch': 'tiny', 'state_dict': state, 'best_err1': torch.tensor(21.5), 'optimizer': old}
 
 
-def momenta(model, optimizer):
-    """The momentum of each parameter that has one, by the parameter's name."""
-    states = {name: optimizer.state.get(parameter) for name, parameter in model.named_parameters()}
-    return {name: state['momentum_buffer'] for name, state in states.items() if state}
-
-
 class Hostile:
     """Unpickling it naively makes a folder."""
 
