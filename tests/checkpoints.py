@@ -5,6 +5,7 @@ import os
 import torch
 
 from tests.conftest import TinyNet
+from tests.reference import load_weights
 from utils import checkpoint
 
 
@@ -31,6 +32,16 @@ def released(model, optimizer):
     old = {'state': {ids[position]: value for position, value in saved['state'].items()}, 'param_groups': [group]}
     state = checkpoint.state_dict(model)
     return {'epoch': 7, 'arch': 'tiny', 'state_dict': state, 'best_err1': torch.tensor(21.5), 'optimizer': old}
+
+
+def save_net(path, net, roll=0, bias=0.0, **said):
+    """The net, with weights by which pictures, and their parts, are told apart, in a file that says this."""
+    load_weights(net).eval().requires_grad_(False)
+    head = net.get_submodule(net.heads[0])
+    head.weight.copy_(5 * head.weight.roll(roll, 0))
+    head.bias.fill_(bias)
+    torch.save({**said, 'state_dict': checkpoint.state_dict(net)}, path)
+    return net
 
 
 class Hostile:

@@ -8,11 +8,10 @@ from torch.nn.functional import pad
 from torchvision.transforms import functional as T
 
 from data.palette import voc_palette
+from tests.checkpoints import save_net
 from tests.conftest import Script, TinyNet, TinySegmenter
 from tests.nets import assert_equals_eager, filled, in_make_test
-from tests.reference import load_weights
 from tools import predict as script
-from utils import checkpoint
 from utils.class_names import default_names
 from utils.data import MEAN, STD
 from utils.export import export
@@ -23,24 +22,14 @@ FOLDERS, OF_FOLDERS = [f'n{10_000_000 + 7 * place}' for place in range(1000)], d
 
 
 @pytest.fixture
-def predict(tmp_path, tiny):
-    return Script(script, tmp_path / 'net.pth', '--device cpu --image-size 32 -b 3')
+def path(tmp_path):
+    """Of the checkpoint."""
+    return tmp_path / 'net.pth'
 
 
 @pytest.fixture
-def save(tmp_path):
-    """Writes a tiny net as a checkpoint of this task and these classes."""
-
-    def write(net, task, classes, bias=0):
-        model = load_weights(net(len(classes))).eval().requires_grad_(False)
-        head = model.get_submodule(model.heads[0])
-        head.weight *= 5  # so that pictures, and their parts, are told apart
-        head.bias.fill_(bias)
-        content = {'task': task, 'arch': 'tiny', 'classes': classes, 'state_dict': checkpoint.state_dict(model)}
-        torch.save(content, tmp_path / 'net.pth')
-        return model
-
-    return write
+def predict(path, tiny):
+    return Script(script, path, '--device cpu --image-size 32 -b 3')
 
 
 @pytest.fixture
@@ -84,37 +73,36 @@ def squashed(image):
     ],
 )
 def test_five_most_probable_classes_or_all_labels(
-    save, predict, pictures, capsys, task, classes, names, seen, function, shown
+    predict, path, pictures, capsys, task, classes, names, seen, function, shown
 ):
-    model = save(TinyNet, task, classes)
+    model = save_net(path, TinyNet(len(classes)), task=task, arch='tiny', classes=classes)
     predict(*pictures)
     out = capsys.readouterr().out
     assert out.startswith(f'tiny for {task}, {len(classes)} classes, 32 pixels\n')
-    scores = [function(model(normalised(seen(Image.open(path)))))[0].tolist() for path in pictures]
+    scores = [function(model(normalised(seen(Image.open(picture)))))[0].tolist() for picture in pictures]
     rows = [shown(sorted(zip(each, names, strict=True))) for each in scores]
     assert_blocks(out, dict(zip(map(str, pictures), rows, strict=True)))
     assert all(0 < len(each) < 7 for each in rows)
     assert len({max(each) for each in rows}) > 1
 
 
-def test_no_label_is_said(save, predict, pictures, capsys):
-    save(TinyNet, 'coco', NAMES, bias=-1e3)
+def test_no_label_is_said(predict, path, pictures, capsys):
+    save_net(path, TinyNet(7), bias=-1e3, task='coco', arch='tiny')
     predict(pictures[0])
     assert capsys.readouterr().out.endswith('0.png\nno label\n')
 
 
-def test_overlays_are_of_the_centred_pictures_below_a_folder_whatever_their_size(
-    save, predict, pictures, tmp_path, capsys
-):
-    model, folder, out, expected = save(TinySegmenter, 'voc', CLASSES), pictures[0].parent, tmp_path / 'out', {}
+def test_overlays_of_pictures_below_a_folder_whatever_their_size(predict, path, pictures, tmp_path, capsys):
+    model = save_net(path, TinySegmenter(), task='voc', arch='tiny')
+    folder, out, expected = pictures[0].parent, tmp_path / 'out', {}
     (folder / 'more').mkdir()
     (folder / 'notes.txt').touch()
     Image.open(pictures[1]).save(folder / 'more' / '0.JPG')
     predict(folder, '--output', out, '--image-size', 65)
     names = [*(f'{path.stem}_overlay.jpg' for path in pictures), '0_overlay_2.jpg']
     assert sorted(path.name for path in out.iterdir()) == sorted(names)
-    for path, name in zip([*pictures, folder / 'more' / '0.JPG'], names, strict=True):
-        picture = Image.open(path)
+    for place, name in zip([*pictures, folder / 'more' / '0.JPG'], names, strict=True):
+        picture = Image.open(place)
         (width, height), wide = picture.size, max(65, -(-(picture.width - 1) // 16) * 16 + 1)
         left, top = (wide - width) // 2, (65 - height) // 2
         around = left, wide - width - left, top, 65 - height - top
@@ -122,7 +110,7 @@ def test_overlays_are_of_the_centred_pictures_below_a_folder_whatever_their_size
         places, counts = np.unique(labels, return_counts=True)
         assert len(places) > 1
         parts = [(count / labels.size, CLASSES[place]) for count, place in zip(counts, places, strict=True)]
-        expected[f'{path} -> {out / name}'] = parts
+        expected[f'{place} -> {out / name}'] = parts
         image = np.asarray(picture)
         blend = np.where(labels[..., None] > 0, 0.4 * image + 0.6 * voc_palette()[labels], image).round()
         Image.fromarray(np.concatenate([image, blend.astype(np.uint8)], 1)).save(tmp_path / 'expected.jpg')
@@ -130,10 +118,10 @@ def test_overlays_are_of_the_centred_pictures_below_a_folder_whatever_their_size
     assert_blocks(capsys.readouterr().out, expected)
 
 
-def test_what_is_wrong_is_told_and_nothing_is_written(save, predict, pictures, tmp_path, capsys):
+def test_what_is_wrong_is_told_and_nothing_is_written(predict, path, pictures, tmp_path, capsys):
     out, file = tmp_path / 'out', tmp_path / 'file'
     assert 'no checkpoint at ' in predict.error(capsys, pictures[0])
-    save(TinySegmenter, 'voc', CLASSES)
+    save_net(path, TinySegmenter(), task='voc', arch='tiny')
     assert 'nothing to do' in predict.error(capsys)
     assert '--image-size: invalid' in predict.error(capsys, pictures[0], '--image-size', 31)
     (tmp_path / 'empty').mkdir()
@@ -147,11 +135,11 @@ def test_what_is_wrong_is_told_and_nothing_is_written(save, predict, pictures, t
 
 
 @pytest.mark.parametrize('onnx', ['absent', 'there', 'too large'])
-def test_exports_are_all_or_none(save, predict, tmp_path, monkeypatch, capsys, onnx):
-    model, out = save(TinyNet, 'imagenet', NAMES), tmp_path / 'out'
+def test_exports_are_all_or_none(predict, path, tmp_path, monkeypatch, capsys, onnx):
+    model, out = save_net(path, TinyNet(7), task='imagenet', arch='tiny'), tmp_path / 'out'
 
-    def write(program, path):
-        path.write_bytes(b'half')
+    def write(program, file):
+        file.write_bytes(b'half')
         if onnx == 'too large':
             raise OSError(28, 'No space left on device')
 

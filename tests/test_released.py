@@ -14,10 +14,9 @@ import multilabel_classify
 import segment
 from data.sample import write_sample
 from data.scenes import CLASS_NAMES
+from tests.checkpoints import save_net
 from tests.conftest import Script, TinyNet, TinySegmenter, stop_at
-from tests.reference import load_weights
 from tools import model_table, released
-from utils import checkpoint
 from utils.errors import exit_cleanly
 from utils.interrupt import Stopped
 from utils.metrics import TopErrors
@@ -49,10 +48,7 @@ def weights(tmp_path, monkeypatch):
         if of.task == 'voc':
             said, build, classes = {}, TinySegmenter, 21
         monkeypatch.setitem(released.TASKS[of.task], of.arch, build)
-        net = load_weights(build(classes))
-        head = net.get_submodule(net.heads[0])
-        head.weight.data, head.bias.data = head.weight.roll(number, 0), 0 * head.bias
-        torch.save({**said, 'state_dict': checkpoint.state_dict(net)}, tmp_path / 'weights' / PLACES[name])
+        save_net(tmp_path / 'weights' / PLACES[name], build(classes), roll=number, **said)
     return tmp_path / 'weights'
 
 
