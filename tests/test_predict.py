@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn.functional import pad
-from torchvision.transforms import functional as T
+from torchvision import transforms as T
 
 from data.palette import voc_palette
 from tests.checkpoints import save_net
@@ -19,17 +19,12 @@ from utils.voc import CLASSES
 
 NAMES = ['ant', 'bee', 'cat', 'dog', 'eel', 'fox', 'gnu']
 FOLDERS, OF_FOLDERS = [f'n{10_000_000 + 7 * place}' for place in range(1000)], default_names('imagenet', 1000)
+CROP = T.Compose([T.Resize(37), T.CenterCrop(32)])  # 37: 32 * 256 / 224, rounded
 
 
 @pytest.fixture
-def path(tmp_path):
-    """Of the checkpoint."""
-    return tmp_path / 'net.pth'
-
-
-@pytest.fixture
-def predict(path, tiny):
-    return Script(script, path, '--device cpu --image-size 32 -b 3')
+def predict(tmp_path, tiny):
+    return Script(script, tmp_path / 'net.pth', '--device cpu --image-size 32 -b 3')
 
 
 @pytest.fixture
@@ -44,7 +39,7 @@ def pictures(tmp_path):
 
 
 def normalised(image):
-    return T.normalize(T.to_tensor(image), MEAN, STD)[None]
+    return T.functional.normalize(T.functional.to_tensor(image), MEAN, STD)[None]
 
 
 def assert_blocks(text, expected):
@@ -57,25 +52,17 @@ def assert_blocks(text, expected):
         assert [float(row.split(' ')[0]) for row in rows] == pytest.approx(scores, abs=6e-5)
 
 
-def central_crop(image):
-    return T.center_crop(T.resize(image, 37), 32)  # 37: 32 * 256 / 224, rounded
-
-
-def squashed(image):
-    return T.resize(image, (32, 32))
-
-
 @pytest.mark.parametrize(
     'task, classes, names, seen, function, shown',
     [
-        ('imagenet', FOLDERS, OF_FOLDERS, central_crop, torch.nn.Softmax(1), lambda rows: rows[-5:]),
-        ('coco', NAMES, NAMES, squashed, torch.sigmoid, lambda rows: [row for row in rows if row[0] > 0.5]),
+        ('imagenet', FOLDERS, OF_FOLDERS, CROP, torch.nn.Softmax(1), lambda rows: rows[-5:]),
+        ('coco', NAMES, NAMES, T.Resize((32, 32)), torch.sigmoid, lambda rows: [row for row in rows if row[0] > 0.5]),
     ],
 )
 def test_five_most_probable_classes_or_all_labels(
-    predict, path, pictures, capsys, task, classes, names, seen, function, shown
+    predict, pictures, tmp_path, capsys, task, classes, names, seen, function, shown
 ):
-    model = save_net(path, TinyNet(len(classes)), task=task, arch='tiny', classes=classes)
+    model = save_net(tmp_path / 'net.pth', TinyNet(len(classes)), task=task, arch='tiny', classes=classes)
     predict(*pictures)
     out = capsys.readouterr().out
     assert out.startswith(f'tiny for {task}, {len(classes)} classes, 32 pixels\n')
@@ -86,14 +73,14 @@ def test_five_most_probable_classes_or_all_labels(
     assert len({max(each) for each in rows}) > 1
 
 
-def test_no_label_is_said(predict, path, pictures, capsys):
-    save_net(path, TinyNet(7), bias=-1e3, task='coco', arch='tiny')
+def test_no_label_is_said(predict, pictures, tmp_path, capsys):
+    save_net(tmp_path / 'net.pth', TinyNet(7), bias=-1e3, task='coco', arch='tiny')
     predict(pictures[0])
     assert capsys.readouterr().out.endswith('0.png\nno label\n')
 
 
-def test_overlays_of_pictures_below_a_folder_whatever_their_size(predict, path, pictures, tmp_path, capsys):
-    model = save_net(path, TinySegmenter(), task='voc', arch='tiny')
+def test_overlays_of_pictures_below_a_folder_whatever_their_size(predict, pictures, tmp_path, capsys):
+    model = save_net(tmp_path / 'net.pth', TinySegmenter(), task='voc', arch='tiny')
     folder, out, expected = pictures[0].parent, tmp_path / 'out', {}
     (folder / 'more').mkdir()
     (folder / 'notes.txt').touch()
@@ -118,10 +105,10 @@ def test_overlays_of_pictures_below_a_folder_whatever_their_size(predict, path, 
     assert_blocks(capsys.readouterr().out, expected)
 
 
-def test_what_is_wrong_is_told_and_nothing_is_written(predict, path, pictures, tmp_path, capsys):
+def test_what_is_wrong_is_told_and_nothing_is_written(predict, pictures, tmp_path, capsys):
     out, file = tmp_path / 'out', tmp_path / 'file'
     assert 'no checkpoint at ' in predict.error(capsys, pictures[0])
-    save_net(path, TinySegmenter(), task='voc', arch='tiny')
+    save_net(tmp_path / 'net.pth', TinySegmenter(), task='voc', arch='tiny')
     assert 'nothing to do' in predict.error(capsys)
     assert '--image-size: invalid' in predict.error(capsys, pictures[0], '--image-size', 31)
     (tmp_path / 'empty').mkdir()
@@ -135,8 +122,9 @@ def test_what_is_wrong_is_told_and_nothing_is_written(predict, path, pictures, t
 
 
 @pytest.mark.parametrize('onnx', ['absent', 'there', 'too large'])
-def test_exports_are_all_or_none(predict, path, tmp_path, monkeypatch, capsys, onnx):
-    model, out = save_net(path, TinyNet(7), task='imagenet', arch='tiny'), tmp_path / 'out'
+def test_exports_are_all_or_none(predict, tmp_path, monkeypatch, capsys, onnx):
+    out = tmp_path / 'out'
+    model = save_net(tmp_path / 'net.pth', TinyNet(7), task='imagenet', arch='tiny')
 
     def write(program, file):
         file.write_bytes(b'half')
