@@ -5,15 +5,20 @@ import os
 import torch
 
 from tests.conftest import TinyNet
+from tests.reference import load_weights
 from utils import checkpoint
 
 
-def trained(classes=5, seed=0):
-    """A TinyNet after one update, and its optimizer, which holds momentum but of a weight that gets no gradient."""
+def trained(seed=0, norms=True):
+    """A TinyNet after one update, and its optimizer, which holds momentum but of a weight that gets no gradient.
+
+    Without `norms` an optimizer as the reference's with --freeze_bn: of no batch norm's weight or bias.
+    """
     torch.manual_seed(seed)
-    model = TinyNet(classes)
+    model = TinyNet(5)
     model.block.conv1_d.weight.requires_grad_(False)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
+    given = [parameter for name, parameter in model.named_parameters() if norms or 'bn' not in name]
+    optimizer = torch.optim.SGD(given, 0.1, 0.9)
     model(torch.randn(2, 3, 32, 32)).square().sum().backward()
     optimizer.step()
     return model, optimizer
@@ -29,13 +34,14 @@ def released(model, optimizer):
     return {'epoch': 7, 'arch': 'tiny', 'state_dict': state, 'best_err1': torch.tensor(21.5), 'optimizer': old}
 
 
-def momenta(model, optimizer):
-    """The momentum of each parameter that has one, by the parameter's name."""
-    return {
-        name: optimizer.state[parameter]['momentum_buffer']
-        for name, parameter in model.named_parameters()
-        if optimizer.state.get(parameter)
-    }
+def save_net(path, net, roll=0, bias=0.0, **said):
+    """The net, with weights by which pictures, and their parts, are told apart, in a file that says this."""
+    load_weights(net).eval().requires_grad_(False)
+    head = net.get_submodule(net.heads[0])
+    head.weight.copy_(5 * head.weight.roll(roll, 0))
+    head.bias.fill_(bias)
+    torch.save({**said, 'state_dict': checkpoint.state_dict(net)}, path)
+    return net
 
 
 class Hostile:

@@ -1,35 +1,49 @@
-"""Checkpoint files: every age is read, nothing in them is executed, a killed write loses nothing."""
+"""Checkpoint files: every age is read, nothing in them is executed, a killed write loses nothing; what fits a net."""
 
 import os
+import re
 import resource
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.checkpoints import Hostile, killed_at, momenta, released, trained
+import models
+import segment
+from tests.checkpoints import Hostile, killed_at, released, trained
+from tests.conftest import TinyNet, TinySegmenter
 from tests.runs import assert_same
 from utils import checkpoint
-from utils.checkpoint import load_optimizer, resume
+from utils.checkpoint import Checkpoint
 from utils.errors import UserError
+from utils.restore import Identity, head_difference, load_optimizer, resume, transfer
+from utils.voc import CLASSES
 
 ROUND = []
 ROUND.append(ROUND)  # a list that holds itself
 
 
+def momenta(model, optimizer):
+    """The momentum of each parameter that has one, by the parameter's name."""
+    states = {name: optimizer.state.get(parameter) for name, parameter in model.named_parameters()}
+    return {name: state['momentum_buffer'] for name, state in states.items() if state}
+
+
 @pytest.mark.parametrize(
-    'prefix, zipped, more',
+    'prefix, zipped, norms, more',
     [
-        ('', False, {'position': {'step': 0, 'plan': {}, 'metrics': ROUND}}),
-        ('', True, {'epoch': np.int64(7), 'best_err1': np.float64(21.5)}),
-        ('module.', False, {}),
-        ('module.', True, {'best_model': 'x/y.ckpt', 'best_so_far': None, 3: 'three', 'task': None}),
-        ('module.1.', False, {}),
+        ('', False, True, {'position': {'step': 0, 'plan': {}, 'metrics': ROUND}}),
+        ('', True, True, {'epoch': np.int64(7), 'best_err1': np.float64(21.5)}),
+        ('module.', False, False, {}),
+        ('module.', True, True, {'best_model': 'x/y.ckpt', 'best_so_far': None, 3: 'three', 'task': None}),
+        ('module.1.', False, True, {}),
     ],
 )
-def test_released_file_is_resumed_with_its_momentum(tmp_path, monkeypatch, prefix, zipped, more):
+def test_released_file_is_resumed_with_its_momentum(tmp_path, monkeypatch, prefix, zipped, norms, more):
     """Without a prefix of PyTorch 0.4.0, which had no counters; with `module.1.` of half precision but batch norms."""
-    model, optimizer = trained()
+    model, optimizer = trained(norms=norms)
     state = {name: value for name, value in model.state_dict().items() if prefix or 'num_batches' not in name}
     if prefix == 'module.1.':
         state = {name: value.half() if value.dim() > 1 else value for name, value in state.items()}
@@ -46,6 +60,7 @@ def test_released_file_is_resumed_with_its_momentum(tmp_path, monkeypatch, prefi
     load_optimizer(fresh, its_optimizer, found)
     assert_same(fresh.state_dict(), model.state_dict())
     assert_same(momenta(fresh, its_optimizer), momenta(model, optimizer))
+    assert momenta(fresh, its_optimizer)
     assert its_optimizer.param_groups[0]['weight_decay'] == 0  # as the command line says, not as the file
 
 
@@ -60,13 +75,6 @@ def test_hostile_pickle_is_refused_by_name_and_not_executed(tmp_path, zipped):
     assert (tmp_path / 'executed').exists(), 'the pickle was harmless: this test tests nothing'
 
 
-@pytest.mark.parametrize('content', [b'', b'<html>404</html>', b'PK\x03\x04 cut off'])
-def test_other_files_are_no_checkpoints(tmp_path, content):
-    (tmp_path / 'file').write_bytes(content)
-    with pytest.raises(UserError, match='file: not a PyTorch checkpoint, or a damaged one'):
-        checkpoint.read(tmp_path / 'file')
-
-
 ONE = torch.ones(1)
 ODD = ONE.to(torch.complex64), ONE.to('meta'), ONE.to_sparse(), ONE.to(torch.float8_e5m2), ONE.expand(2**40)
 
@@ -74,6 +82,7 @@ ODD = ONE.to(torch.complex64), ONE.to('meta'), ONE.to_sparse(), ONE.to(torch.flo
 @pytest.mark.parametrize(
     'change, told',
     [
+        *((content, 'not a PyTorch checkpoint, or a damaged') for content in (b'', b'<html>', b'PK\x03\x04 cut off')),
         ([1, 2], 'a list, not a checkpoint'),
         ({'state_dict': {}}, 'holds no state_dict of named tensors: it is empty'),
         ({'state_dict': {0: ONE}}, 'holds no state_dict of named tensors: state_dict has the name 0'),
@@ -96,10 +105,14 @@ ODD = ONE.to(torch.complex64), ONE.to('meta'), ONE.to_sparse(), ONE.to(torch.flo
         ({'processes': [{'metrics': None}]}, r'its processes\[0\] has no statistics'),
     ],
 )
-def test_values_of_other_kinds_are_told(tmp_path, change, told):
-    torch.save(released(*trained()) | change if isinstance(change, dict) else change, tmp_path / 'odd')
+def test_what_is_no_checkpoint_of_ours_is_told(tmp_path, change, told):
+    path = tmp_path / 'odd'
+    if isinstance(change, bytes):
+        path.write_bytes(change)
+    else:
+        torch.save(released(*trained()) | change if isinstance(change, dict) else change, path)
     with pytest.raises(UserError, match=f'odd: {told}'):
-        checkpoint.read(tmp_path / 'odd')
+        checkpoint.read(path)
 
 
 @pytest.mark.parametrize(
@@ -133,3 +146,100 @@ def test_full_disk_is_one_error_and_leaves_the_old_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert checkpoint.read(path).arch == 'old'
     assert os.listdir(tmp_path) == ['model.pth.tar']
+
+
+# From a file into a net
+
+NET = Identity('imagenet', 'tiny', list('01234'))
+SEGMENTER = Identity('voc', 'tiny', CLASSES)
+FIVE = TinyNet(5).state_dict()
+DLA = models.segmenters['dla60x']
+
+
+def file_of(state, **said):
+    """A checkpoint as it would be read."""
+    return Checkpoint(Path('file'), state, **said)
+
+
+@pytest.mark.parametrize('load', [resume, transfer])
+def test_all_that_does_not_fit_is_listed(load):
+    state = FIVE | {'stranger': torch.ones(1), 'conv1.weight': torch.ones(4, 3, 3, 3)}
+    del state['bn3.bias'], state['bn3.num_batches_tracked']
+    missing = 'file does not fit the net: missing: bn3.bias, bn3.num_batches_tracked; unexpected: stranger'
+    told = f'{missing}; of another shape: conv1.weight (4, 3, 3, 3) instead of (8, 3, 3, 3)'
+    with pytest.raises(UserError, match=re.escape(told)):
+        load(TinyNet(5), file_of(state))
+
+
+@pytest.mark.parametrize(
+    'state, said, wanted, told',
+    [
+        (FIVE, {}, NET, ''),
+        (FIVE | {'fc.weight': torch.tensor(1.0)}, {}, NET, ''),  # so that resume tells the shape
+        (FIVE, {'task': 'imagenet', 'classes': list('01234')}, NET, ''),
+        (FIVE, {'task': 'coco'}, NET, 'its task is coco, not imagenet'),
+        (FIVE, {'classes': list('01x34')}, NET, 'its classes differ: x where the data has 2'),
+        (FIVE, {'classes': ['0', '1']}, NET, 'it names 2 classes, not 5'),
+        (TinyNet(3).state_dict(), {}, NET, 'its head has 3 classes, not 5'),
+        (TinySegmenter().state_dict(), {}, SEGMENTER, ''),
+        (TinySegmenter(20).state_dict(), {}, SEGMENTER, 'its head has 20 classes, not 21'),
+        (FIVE, {}, SEGMENTER, 'it holds no score, so it is of a classifier, or of another net'),
+    ],
+)
+def test_head_difference(state, said, wanted, told):
+    """Files of the reference name neither task nor classes, and for VOC not the net either."""
+    model = TinyNet(5) if wanted is NET else TinySegmenter()
+    assert head_difference(file_of(state, **said), model, wanted) == told
+
+
+@pytest.mark.parametrize(
+    'source, make, fresh',
+    [
+        (partial(TinyNet, 5), partial(TinyNet, 3), ['fc']),
+        (partial(TinyNet, 5), TinySegmenter, ['score', 'base.fc']),
+        (models.classifiers['resnext50_elastic'], models.segmenters['resnext50_elastic'], ['aspp']),
+        (models.classifiers['dla60x'], DLA, ['dla_up', 'fc', 'up']),
+        (partial(DLA, 20), DLA, ['dla_up', 'fc', 'up']),
+    ],
+)
+def test_transfer_leaves_exactly_the_heads(source, make, fresh):
+    with torch.device('meta'):
+        given, model = source().state_dict(), make()
+    ones = {name: torch.ones_like(value, device='cpu') for name, value in given.items()}
+    for value in model.to_empty(device='cpu').state_dict().values():
+        value.zero_()
+    assert transfer(model, file_of(ones)) == fresh
+    for name, value in model.state_dict().items():
+        assert (value == (not name.startswith(tuple(f'{module}.' for module in fresh)))).all(), name
+
+
+@pytest.mark.parametrize(
+    'spoil, told',
+    [
+        (lambda saved: saved['param_groups'][0]['params'].pop(), r'optimizer of \d+ parameters, the net has \d+'),
+        (
+            lambda saved: next(iter(saved['state'].values())).update(momentum_buffer=torch.zeros(2)),
+            r'momentum 0 is \(2,\), its parameter \(8, 3, 3, 3\)',
+        ),
+        (lambda saved: saved.pop('param_groups'), 'its optimizer has no param_groups'),
+        (lambda saved: saved['state'].update({0: {'momentum_buffer': 'x'}}), 'its optimizer.state.0 is a dict, not'),
+    ],
+)
+def test_optimizer_that_does_not_fit_is_told(spoil, told):
+    model, optimizer = trained()
+    saved = released(model, optimizer)['optimizer']
+    spoil(saved)
+    with pytest.raises(UserError, match=f'^file: {told}'):
+        load_optimizer(model, optimizer, file_of({}, optimizer=saved))
+
+
+def test_frozen_segmenter_of_the_reference_has_145_of_387():
+    model = models.build_segmenter('resnext50_elastic')
+    optimizer = torch.optim.SGD(segment.parameter_groups(model, 1.0), 0.1, 0.9)
+    saved = {'state': {}, 'param_groups': [{'params': list(range(140))}, {'params': list(range(140, 145))}]}
+    saved['state'][144] = {'momentum_buffer': torch.arange(21.0)}
+    saved['state'][0] = {'momentum_buffer': torch.ones(64, 3, 7, 7)}
+    load_optimizer(model, optimizer, file_of({}, optimizer=saved))
+    assert sum(len(group['params']) for group in optimizer.param_groups) == 387
+    assert torch.equal(optimizer.state[model.aspp.conv3.bias]['momentum_buffer'], torch.arange(21.0))
+    assert optimizer.state[model.conv1.weight]['momentum_buffer'].all()

@@ -10,15 +10,18 @@ import torch
 
 import classify as script
 import models
+from tests.checkpoints import released
 from tests.conftest import Script
 from tests.launch import ROOT, start
-from tests.reference import load
 from utils import checkpoint
 
 SMALL = '-a dla60x -b 4 -g 2 --lr 0.01 --image-size 32 -p 1 --device cpu'
 LAST = 'dla60x_checkpoint.pth.tar'
 SCRIPTS = [ROOT / f'{name}.py' for name in ('classify', 'docker_classify', 'multilabel_classify', 'segment')]
 TOOLS = [path for path in sorted((ROOT / 'tools').glob('[!_]*.py')) if path.stem != 'model_table']  # has no arguments
+HUB = f"""import torch
+net = torch.hub.load({str(ROOT)!r}, 'dla60x', source='local', num_classes=3)
+print(tuple(net(torch.zeros(2, 3, 32, 32)).shape))"""
 
 
 def test_sigterm_to_the_whole_group_saves_and_exits_143(folder, tmp_path):
@@ -34,10 +37,17 @@ def test_sigterm_to_the_whole_group_saves_and_exits_143(folder, tmp_path):
     assert found.epoch or found.position['step'] >= 4
 
 
-def test_tool_run_as_a_file_from_elsewhere_ends_a_mistake_with_one_line(tmp_path):
-    with start(ROOT / 'tools' / 'predict.py', 'net.pth', 'picture.jpg', cwd=tmp_path, PYTHONPATH='') as process:
+@pytest.mark.parametrize(
+    'arguments, expected',
+    [
+        ((ROOT / 'tools' / 'predict.py', 'net.pth', 'picture.jpg'), (1, '', 'error: no picture picture.jpg\n')),
+        (('-c', HUB), (0, '(2, 3)\n', '')),
+    ],
+)
+def test_tool_run_as_a_file_and_torch_hub_find_their_packages_from_elsewhere(tmp_path, arguments, expected):
+    with start(*arguments, cwd=tmp_path, PYTHONPATH='') as process:
         ended = process.communicate(timeout=300)
-    assert (process.returncode, ended) == (1, ('', 'error: no picture picture.jpg\n'))
+    assert (process.returncode, *ended) == expected
 
 
 @pytest.mark.parametrize('path', [*SCRIPTS, *TOOLS], ids=lambda path: path.stem)
@@ -52,21 +62,18 @@ def test_files_find_their_packages_and_tell_how_they_are_called(path, monkeypatc
 
 
 def test_released_checkpoint_is_evaluated_and_resumed(folder, tmp_path, capsys):
-    """A file as PyTorch 1.0 wrote it, with momentum, by ids in order, of what had gradients."""
-    torch.manual_seed(0)
-    net, unused = models.dla60x(6), load('golden')['dla60x']['train']['no_gradient']
-    trained = {place: value for place, (name, value) in enumerate(net.named_parameters()) if name not in unused}
-    buffers = {140 + 64 * place: {'momentum_buffer': torch.full_like(value, 1e-3)} for place, value in trained.items()}
-    ids = [140 + 64 * place for place, _ in enumerate(net.parameters())]
-    optimizer = {'state': buffers, 'param_groups': [{'lr': 0.1, 'momentum': 0.9, 'params': ids}]}
-    state = {f'module.{name}': value for name, value in net.state_dict().items()}
-    content = {'epoch': 5, 'arch': 'dla60x', 'state_dict': state, 'best_err1': 50.0, 'optimizer': optimizer}
+    """With momentum of what had gradients: not of DLA's unused projections."""
+    net = models.dla60x(6)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9)
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3) if parameter.requires_grad else None
+    optimizer.step()
+    content = released(net, optimizer) | {'arch': 'dla60x'}
     torch.save(content, tmp_path / 'old', _use_new_zipfile_serialization=False)
-
     classify = Script(script, folder, f'{SMALL} -j 0 --resume {tmp_path}/old')
     classify('--evaluate')
     assert capsys.readouterr().out.splitlines()[-1].startswith(' * Err@1 ')
-    classify('--epochs', 6, '--output', tmp_path)
+    classify('--epochs', 8, '--output', tmp_path)
     found = checkpoint.read(tmp_path / LAST)
-    assert found.epoch == 6
-    assert found.optimizer['state'].keys() == trained.keys()
+    assert found.epoch == 8
+    assert found.optimizer['state'].keys() == optimizer.state_dict()['state'].keys()

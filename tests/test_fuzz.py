@@ -1,6 +1,6 @@
 """Files broken at random: each is taken or ends in one line, without any other error, a warning, or code that runs.
 
-A few dozen of each kind in every run of the tests, hundreds in `make test-all`, which prints how many were refused;
+A hundred or so of each kind in every run of the tests, more in `make test-all`, which prints how many were refused;
 FUZZ_SEED=7 in the environment breaks them otherwise.
 """
 
@@ -8,34 +8,54 @@ import copy
 import io
 import json
 import os
-import random
 import warnings
 from collections import Counter
+from functools import partial
+from random import Random
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from data.coco import read_table
-from data.image_folder import open_image, open_pixels
-from data.voc import open_mask, size_of
 from models.norm import statistics
 from tests.checkpoints import Hostile, released, trained
 from tests.conftest import TinyNet, stop_at
-from tests.pictures import write_json
+from tests.pictures import annotations, write_json
 from tests.runs import LAST
-from utils import checkpoint, logger
-from utils.checkpoint import load_optimizer, resume
+from utils import checkpoint, reporting
+from utils.coco import read_table
 from utils.errors import UserError
-from utils.signals import Stopped
+from utils.image_folder import open_image, open_pixels
+from utils.interrupt import Stopped
+from utils.restore import load_optimizer, resume
+from utils.voc import open_mask, size_of
 
 SEED = int(os.environ.get('FUZZ_SEED', 0))
+FEW_OR_MANY = pytest.mark.parametrize('times', [1, pytest.param(10, marks=pytest.mark.slow)])
+JSON_VALUES = [None, True, -1, 0, 1, 2.5, 10**400, float('nan'), float('inf'), '', 'x', '..', [], {}, [0], {'id': 1}]
 
 
-def few_or_many(few, many):
-    """How many a test breaks."""
-    return pytest.mark.parametrize('count', [few, pytest.param(many, marks=pytest.mark.slow)])
+def outcomes(name, count, attempt, capfd):
+    """Make the attempt so often and count how it ends; nothing may be printed or warned of."""
+    counts = Counter()
+    for number in range(count):
+        told = f'{name} {number} of FUZZ_SEED={SEED}'
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter('always')
+            warnings.simplefilter('ignore', ResourceWarning)  # hidden by default
+            try:
+                attempt()
+                counts['taken'] += 1
+            except UserError as error:
+                assert 'frame #' not in str(error), told
+                counts['refused'] += 1
+            except BaseException as error:
+                raise AssertionError(f'{told}: {error!r}') from error
+        assert [str(found.message) for found in warned] + capfd.readouterr().err.splitlines() == [], told
+    with capfd.disabled():
+        print(f'\n{name}: {dict(counts)}')
+    return counts
 
 
 def broken(content, chance):
@@ -54,52 +74,83 @@ def broken(content, chance):
     return bytes(content)
 
 
-def write_broken(contents, folder, chance):
-    """The path in the folder of one of the contents, (name, bytes) pairs, broken."""
-    name, content = chance.choice(contents)
-    (folder / name).write_bytes(broken(content, chance))
-    return folder / name
+def changed(tree, chance, values):
+    """A copy of nested dicts and lists of which one place, at any depth, has another value, is gone or is new."""
+    tree = place = copy.deepcopy(tree)
+    key = chance.choice(list(place))
+    while isinstance(place[key], dict | list) and place[key] and chance.random() < 0.8:
+        place = place[key]
+        key = chance.choice(list(place) if isinstance(place, dict) else range(len(place)))
+    if chance.random() < 0.15:
+        del place[key]
+    elif isinstance(place, dict) and chance.random() < 0.1:
+        place[chance.choice(['new', 0, None, 1.5, 'module.new'])] = chance.choice(values)
+    else:
+        place[key] = chance.choice(values)
+    return tree
 
 
-def outcomes(name, count, attempt, capfd):
-    """Make the attempt so often and count how it ends; nothing may be printed or warned of."""
-    counts = Counter()
-    for number in range(count):
-        told = f'{name} {number} of FUZZ_SEED={SEED}'
-        with warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter('always')
-            try:
-                attempt()
-                counts['taken'] += 1
-            except UserError as error:
-                assert 'frame #' not in str(error), told
-                counts['refused'] += 1
-            except BaseException as error:
-                raise AssertionError(f'{told}: {error!r}') from error
-        shown = [str(found.message) for found in warned if found.category is not ResourceWarning]  # hidden by default
-        assert shown + capfd.readouterr().err.splitlines() == [], told
-    with capfd.disabled():
-        print(f'\n{name}: {dict(counts)}')
-    return counts
-
-
-@few_or_many(60, 1000)
-@pytest.mark.parametrize('zipped', [False, True])
-def test_broken_checkpoints(tmp_path, capfd, count, zipped):
-    chance, contents = random.Random(f'{SEED} {zipped}'), []
-    for extra in {}, {}, {}, {'extra': Hostile(tmp_path / 'executed')}:
+def checkpoints(folder, zipped):
+    """The bytes of some, one of which would make a folder if it were unpickled naively."""
+    for extra in {}, {}, {}, {'extra': Hostile(folder / 'executed')}:
         file = io.BytesIO()
         torch.save({**released(*trained()), **extra}, file, _use_new_zipfile_serialization=zipped)
-        contents.append(('file', file.getvalue()))
+        yield file.getvalue()
+
+
+def resumed(path, chance):
     model, optimizer = trained()
+    found = checkpoint.read(path)
+    resume(model, found)
+    load_optimizer(model, optimizer, found)
+
+
+def pictures(folder):
+    """The bytes of a picture of noise, which in grey is a mask too, in many formats."""
+    noise, exif = np.random.RandomState(0).randint(0, 21, (24, 31, 3)).astype(np.uint8), Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, 'a description'
+    for form, mode, options in [
+        *(('JPEG', 'RGB', {'exif': exif}), ('JPEG', 'L', {'progressive': True}), ('JPEG', 'CMYK', {})),
+        *(('PNG', 'RGB', {}), ('PNG', 'RGBA', {'exif': exif}), ('PNG', 'P', {'transparency': bytes(range(16))})),
+        *(('TIFF', 'RGB', {'compression': way}) for way in (None, 'tiff_lzw', 'tiff_adobe_deflate', 'jpeg')),
+        *(('BMP', 'RGB', {}), ('BMP', 'P', {}), ('PPM', 'RGB', {}), ('WEBP', 'RGB', {})),
+        *(('GIF', 'P', {'transparency': 3}), ('PNG', 'L', {})),
+    ]:
+        file = io.BytesIO()
+        Image.fromarray(noise).convert(mode).save(file, form, **options)
+        yield file.getvalue()
+
+
+def annotation_files(folder):
+    """The bytes of one, and its content, to be given other values."""
+    return [json.dumps(annotations()).encode(), annotations()]
+
+
+KINDS = {  # contents of whole files, and how one is read
+    'checkpoints': (partial(checkpoints, zipped=True), resumed),
+    'checkpoints before PyTorch 1.6': (partial(checkpoints, zipped=False), resumed),
+    'pictures': (pictures, lambda path, chance: chance.choice([open_image, open_pixels, open_mask, size_of])(path)),
+    'annotation files': (annotation_files, lambda path, chance: read_table(path)),
+}
+
+
+@FEW_OR_MANY
+@pytest.mark.parametrize('kind', KINDS)
+def test_broken_files(tmp_path, capfd, kind, times):
+    (contents, read), chance, path = KINDS[kind], Random(f'{SEED} {kind}'), tmp_path / 'file'
+    whole = list(contents(tmp_path))
 
     def attempt():
-        found = checkpoint.read(write_broken(contents, tmp_path, chance))
-        resume(model, found)
-        load_optimizer(model, optimizer, found)
+        content = chance.choice(whole)
+        if isinstance(content, bytes):
+            path.write_bytes(broken(content, chance))
+        else:
+            write_json(path, changed(content, chance, JSON_VALUES))
+        read(path, chance)
 
-    counts = outcomes(f'checkpoints, zipped: {zipped}', count, attempt, capfd)
-    assert counts['refused'] > count // 4
+    counts = outcomes(kind, 150 * times, attempt, capfd)
+    assert counts['refused'] > 37 * times
+    assert counts['taken']
     assert not (tmp_path / 'executed').exists()
 
 
@@ -116,99 +167,26 @@ def odd_values(chance):
     ]
 
 
-def changed(tree, chance, values):
-    """A copy of nested dicts and lists of which one place, at any depth, has another value, is gone or is new."""
-    tree = place = copy.deepcopy(tree)
-    while place:
-        key = chance.choice(list(place) if isinstance(place, dict) else range(len(place)))
-        if isinstance(place[key], dict | list) and place[key] and chance.random() < 0.8:
-            place = place[key]
-            continue
-        if chance.random() < 0.15:
-            del place[key]
-        elif isinstance(place, dict) and chance.random() < 0.1:
-            place[chance.choice(['new', 0, None, 1.5, 'module.new'])] = chance.choice(values)
-        else:
-            place[key] = chance.choice(values)
-        break
-    return tree
-
-
-@few_or_many(30, 300)
-def test_values_of_wrong_kinds(classify, tmp_path, capfd, monkeypatch, count):
+@FEW_OR_MANY
+def test_values_of_wrong_kinds(classify, tmp_path, capfd, monkeypatch, times):
     """Through classify.py, which goes on from a file saved inside an epoch; without what takes long."""
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         stop_at(patch, 66)
         classify('--output', tmp_path, '--epochs', 2)
     content = torch.load(tmp_path / LAST, weights_only=True)
     content['processes'] = [{'statistics': statistics(TinyNet()), 'metrics': content['position']['metrics']}]
-    monkeypatch.setattr(logger, 'write_figure', lambda *_, **__: None)
-    monkeypatch.setattr(logger, 'git_commit', lambda: None)
-    chance = random.Random(f'{SEED} values')
+    monkeypatch.setattr(reporting, 'write_figure', lambda *_, **__: None)
+    monkeypatch.setattr(reporting, 'git_commit', lambda: None)
+    chance = Random(f'{SEED} values')
 
     def attempt():
-        once = changed(content, chance, odd_values(chance))
-        torch.save(once, tmp_path / LAST)
+        torch.save(changed(content, chance, odd_values(chance)), tmp_path / LAST)
         (tmp_path / 'log.jsonl').unlink(missing_ok=True)
         if chance.random() < 0.2:
             classify('--evaluate', '--resume', tmp_path / LAST)
         else:
             classify('--output', tmp_path, '--epochs', 2, '--auto-resume')
 
-    counts = outcomes('values of wrong kinds', count, attempt, capfd)
-    assert counts['refused'] > count // 2
-    assert counts['taken']
-
-
-def pictures():
-    """(name, bytes) of a picture of noise, and of a mask, in many formats."""
-    noise = np.random.RandomState(0).randint(0, 256, (24, 31, 3)).astype(np.uint8)
-    exif = Image.Exif()
-    exif[0x0112], exif[0x010E] = 6, 'a description'
-    made = [
-        *(('JPEG', 'RGB', {'exif': exif}), ('JPEG', 'L', {'progressive': True}), ('JPEG', 'CMYK', {})),
-        *(('PNG', 'RGB', {}), ('PNG', 'RGBA', {'exif': exif}), ('PNG', 'P', {'transparency': bytes(range(16))})),
-        *(('TIFF', 'RGB', {'compression': way}) for way in (None, 'tiff_lzw', 'tiff_adobe_deflate', 'jpeg')),
-        *(('BMP', 'RGB', {}), ('BMP', 'P', {}), ('PPM', 'RGB', {}), ('WEBP', 'RGB', {})),
-        *(('GIF', 'P', {'transparency': 3}), ('PNG', 'mask', {})),
-    ]
-    files = []
-    for form, mode, options in made:
-        picture = Image.fromarray(noise[..., 0] % 21) if mode == 'mask' else Image.fromarray(noise).convert(mode)
-        file = io.BytesIO()
-        picture.save(file, form, **options)
-        files.append((f'a.{form.lower()}', file.getvalue()))
-    return files
-
-
-@few_or_many(100, 1200)
-def test_broken_pictures(tmp_path, capfd, count):
-    chance, contents = random.Random(f'{SEED} pictures'), pictures()
-
-    def attempt():
-        path = write_broken(contents, tmp_path, chance)
-        reader = chance.choice([open_image, open_pixels, open_mask, size_of])
-        reader(path if reader in (open_mask, size_of) else str(path))
-
-    counts = outcomes('pictures', count, attempt, capfd)
-    assert counts['refused'] > count // 4
-    assert counts['taken']
-
-
-JSON_VALUES = [None, True, -1, 0, 1, 2.5, 10**400, float('nan'), float('inf'), '', 'x', '..', [], {}, [0], {'id': 1}]
-
-
-@few_or_many(100, 300)
-def test_broken_annotations(coco, tmp_path, capfd, count):
-    content = (coco / 'annotations' / 'instances_val2014.json').read_bytes()
-    chance = random.Random(f'{SEED} json')
-
-    def attempt():
-        if chance.random() < 0.5:
-            read_table(write_broken([('a.json', content)], tmp_path, chance))
-        else:
-            read_table(write_json(tmp_path / 'a.json', changed(json.loads(content), chance, JSON_VALUES)))
-
-    counts = outcomes('annotation files', 2 * count, attempt, capfd)
-    assert counts['refused'] > count // 2
+    counts = outcomes('values of wrong kinds', 30 * times, attempt, capfd)
+    assert counts['refused'] > 15 * times
     assert counts['taken']

@@ -1,48 +1,30 @@
-"""tools/predict.py: what it prints and draws against plain computations, what is told as wrong, what it exports."""
+"""tools/predict.py: what it prints and draws against plain computations, what is told as wrong; exported nets."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 from torch.nn.functional import pad
-from torchvision.transforms import functional as T
+from torchvision import transforms as T
 
-from data.class_names import default_names, readable_names
 from data.palette import voc_palette
-from data.voc import CLASSES
+from tests.checkpoints import save_net
 from tests.conftest import Script, TinyNet, TinySegmenter
-from tests.nets import assert_equals_eager
-from tests.reference import load_weights
+from tests.nets import assert_equals_eager, filled, in_make_test
 from tools import predict as script
-from utils import checkpoint
-from utils.loader import MEAN, STD
+from utils.class_names import default_names
+from utils.data import MEAN, STD
+from utils.export import export
+from utils.voc import CLASSES
 
 NAMES = ['ant', 'bee', 'cat', 'dog', 'eel', 'fox', 'gnu']
-IMAGENET = {'task': 'imagenet', 'arch': 'tiny', 'classes': NAMES}
-VOC = {'task': 'voc', 'arch': 'tiny', 'classes': CLASSES}
-IMAGE_SIZE = 32
-
-
-@pytest.fixture
-def save(tmp_path, tiny):
-    """Writes a tiny net as a checkpoint that says what is given."""
-
-    def write(net, number, **said):
-        model = load_weights(net(number)).eval()
-        with torch.no_grad():
-            head = model.get_submodule(model.heads[0])
-            head.weight *= 5  # so that pictures, and their parts, are told apart
-            head.bias.zero_()
-        torch.save({'state_dict': checkpoint.state_dict(model), **said}, tmp_path / 'net.pth')
-        return model
-
-    return write
+FOLDERS, OF_FOLDERS = [f'n{10_000_000 + 7 * place}' for place in range(1000)], default_names('imagenet', 1000)
+CROP = T.Compose([T.Resize(37), T.CenterCrop(32)])  # 37: 32 * 256 / 224, rounded
 
 
 @pytest.fixture
 def predict(tmp_path, tiny):
-    return Script(script, tmp_path / 'net.pth', f'--device cpu --image-size {IMAGE_SIZE} -b 3')
+    return Script(script, tmp_path / 'net.pth', '--device cpu --image-size 32 -b 3')
 
 
 @pytest.fixture
@@ -57,94 +39,76 @@ def pictures(tmp_path):
 
 
 def normalised(image):
-    return T.normalize(T.to_tensor(image), MEAN, STD)[None]
+    return T.functional.normalize(T.functional.to_tensor(image), MEAN, STD)[None]
 
 
-def blocks(text):
-    """The first line, and the picture's line with its (score, name) for each block."""
-    first, *rest = text.rstrip('\n').split('\n\n')
-    parts = [block.split('\n') for block in rest]
-    return first, [(title, [tuple(row.split(' ', 1)) for row in rows]) for title, *rows in parts]
-
-
-def assert_rows(printed, expected):
-    """The rows are the expected pairs of score and name, the highest first."""
-    expected = sorted(expected, reverse=True)
-    assert [name for _, name in printed] == [name for _, name in expected]
-    assert [float(score) for score, _ in printed] == pytest.approx([score for score, _ in expected], abs=6e-5)
+def assert_blocks(text, expected):
+    """Below the first line there is a block for each title, of its pairs of score and name, the highest first."""
+    shown = [block.split('\n') for block in text.rstrip('\n').split('\n\n')[1:]]
+    assert [title for title, *_ in shown] == list(expected)
+    for (_, *rows), pairs in zip(shown, expected.values(), strict=True):
+        scores, names = zip(*sorted(pairs, reverse=True), strict=True)
+        assert [row.split(' ', 1)[1] for row in rows] == list(names)
+        assert [float(row.split(' ')[0]) for row in rows] == pytest.approx(scores, abs=6e-5)
 
 
 @pytest.mark.parametrize(
-    'task, seen, function, shown',
+    'task, classes, names, seen, function, shown',
     [
-        ('imagenet', lambda image: T.center_crop(T.resize(image, 37), 32), torch.nn.Softmax(1), lambda rows: rows[-5:]),
-        ('coco', lambda image: T.resize(image, (32, 32)), torch.sigmoid, lambda rows: [r for r in rows if r[0] > 0.5]),
+        ('imagenet', FOLDERS, OF_FOLDERS, CROP, torch.nn.Softmax(1), lambda rows: rows[-5:]),
+        ('coco', NAMES, NAMES, T.Resize((32, 32)), torch.sigmoid, lambda rows: [row for row in rows if row[0] > 0.5]),
     ],
 )
-def test_five_most_probable_classes_or_all_labels(save, predict, pictures, capsys, task, seen, function, shown):
-    """Of the central crop (37: 32 * 256 / 224, rounded), or of the squashed picture."""
-    model = save(TinyNet, 7, task=task, arch='tiny', classes=NAMES)
+def test_five_most_probable_classes_or_all_labels(
+    predict, pictures, tmp_path, capsys, task, classes, names, seen, function, shown
+):
+    model = save_net(tmp_path / 'net.pth', TinyNet(len(classes)), task=task, arch='tiny', classes=classes)
     predict(*pictures)
-    first, found = blocks(capsys.readouterr().out)
-    assert first == f'tiny for {task}, 7 classes, 32 pixels'
-    assert [title for title, _ in found] == list(map(str, pictures))
-    for path, (_, rows) in zip(pictures, found, strict=True):
-        scores = function(model(normalised(seen(Image.open(path)))))[0].tolist()
-        assert_rows(rows, shown(sorted(zip(scores, NAMES, strict=True))))
-        assert 0 < len(rows) < 7
-    assert len({rows[0] for _, rows in found}) > 1
+    out = capsys.readouterr().out
+    assert out.startswith(f'tiny for {task}, {len(classes)} classes, 32 pixels\n')
+    scores = [function(model(normalised(seen(Image.open(picture)))))[0].tolist() for picture in pictures]
+    rows = [shown(sorted(zip(each, names, strict=True))) for each in scores]
+    assert_blocks(out, dict(zip(map(str, pictures), rows, strict=True)))
+    assert all(0 < len(each) < 7 for each in rows)
+    assert len({max(each) for each in rows}) > 1
 
 
-def test_no_label_is_said(save, predict, pictures, capsys):
-    model = save(TinyNet, 7)
-    nn.init.zeros_(model.fc.weight)
-    torch.save(model.state_dict(), predict.shared[0])
-    predict(pictures[0], '--task', 'coco', '-a', 'tiny')
+def test_no_label_is_said(predict, pictures, tmp_path, capsys):
+    save_net(tmp_path / 'net.pth', TinyNet(7), bias=-1e3, task='coco', arch='tiny')
+    predict(pictures[0])
     assert capsys.readouterr().out.endswith('0.png\nno label\n')
 
 
-def test_overlays_are_of_the_centred_pictures_below_a_folder_whatever_their_size(
-    save, predict, pictures, tmp_path, capsys
-):
-    model, folder = save(TinySegmenter, 21, **VOC), pictures[0].parent
+def test_overlays_of_pictures_below_a_folder_whatever_their_size(predict, pictures, tmp_path, capsys):
+    model = save_net(tmp_path / 'net.pth', TinySegmenter(), task='voc', arch='tiny')
+    folder, out, expected = pictures[0].parent, tmp_path / 'out', {}
     (folder / 'more').mkdir()
     (folder / 'notes.txt').touch()
     Image.open(pictures[1]).save(folder / 'more' / '0.JPG')
-    predict(folder, '--output', tmp_path / 'out', '--image-size', 65)
-    _, found = blocks(capsys.readouterr().out)
+    predict(folder, '--output', out, '--image-size', 65)
     names = [*(f'{path.stem}_overlay.jpg' for path in pictures), '0_overlay_2.jpg']
-    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == sorted(names)
-    for path, name, (title, rows) in zip([*pictures, folder / 'more' / '0.JPG'], names, found, strict=True):
-        assert title == f'{path} -> {tmp_path}/out/{name}'
-        picture = Image.open(path)
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    for place, name in zip([*pictures, folder / 'more' / '0.JPG'], names, strict=True):
+        picture = Image.open(place)
         (width, height), wide = picture.size, max(65, -(-(picture.width - 1) // 16) * 16 + 1)
         left, top = (wide - width) // 2, (65 - height) // 2
         around = left, wide - width - left, top, 65 - height - top
         labels = model(pad(normalised(picture), around)).argmax(1)[0, top : top + height, left : left + width].numpy()
         places, counts = np.unique(labels, return_counts=True)
         assert len(places) > 1
-        assert_rows(rows, [(n / labels.size, CLASSES[place]) for n, place in zip(counts, places, strict=True)])
+        parts = [(count / labels.size, CLASSES[place]) for count, place in zip(counts, places, strict=True)]
+        expected[f'{place} -> {out / name}'] = parts
         image = np.asarray(picture)
         blend = np.where(labels[..., None] > 0, 0.4 * image + 0.6 * voc_palette()[labels], image).round()
         Image.fromarray(np.concatenate([image, blend.astype(np.uint8)], 1)).save(tmp_path / 'expected.jpg')
-        assert (tmp_path / 'out' / name).read_bytes() == (tmp_path / 'expected.jpg').read_bytes()
+        assert (out / name).read_bytes() == (tmp_path / 'expected.jpg').read_bytes()
+    assert_blocks(capsys.readouterr().out, expected)
 
 
-def test_folders_of_imagenet_are_shown_by_their_names(save, predict, pictures, capsys):
-    folders = [f'n{10_000_000 + 7 * place}' for place in range(1000)]
-    save(TinyNet, 1000, **IMAGENET | {'classes': folders})
-    predict(pictures[0])
-    _, [(_, rows)] = blocks(capsys.readouterr().out)
-    assert {name for _, name in rows} <= set(default_names('imagenet', 1000))
-    for others in (folders[::-1], folders[:-1], ['x', *folders[1:]]):
-        assert readable_names('imagenet', others) == others
-    assert readable_names('coco', folders[:80]) == folders[:80]
-
-
-def test_what_is_wrong_is_told_and_nothing_is_written(save, predict, pictures, tmp_path, capsys):
-    out = tmp_path / 'out'
+def test_what_is_wrong_is_told_and_nothing_is_written(predict, pictures, tmp_path, capsys):
+    out, file = tmp_path / 'out', tmp_path / 'file'
     assert 'no checkpoint at ' in predict.error(capsys, pictures[0])
-    save(TinySegmenter, 21, **VOC)
+    save_net(tmp_path / 'net.pth', TinySegmenter(), task='voc', arch='tiny')
     assert 'nothing to do' in predict.error(capsys)
     assert '--image-size: invalid' in predict.error(capsys, pictures[0], '--image-size', 31)
     (tmp_path / 'empty').mkdir()
@@ -153,22 +117,22 @@ def test_what_is_wrong_is_told_and_nothing_is_written(save, predict, pictures, t
     pictures[3].write_bytes(pictures[3].read_bytes()[:1000])
     assert f'cannot read image {pictures[3]}' in predict.error(capsys, *pictures, '--output', out, '-b', 1)
     assert not out.exists() or not list(out.iterdir())
-    (tmp_path / 'file').touch()
-    assert f'cannot write {tmp_path / "file"}' in predict.error(capsys, pictures[0], '--output', tmp_path / 'file')
+    file.touch()
+    assert f'cannot write to {file}' in predict.error(capsys, pictures[0], '--output', file)
 
 
 @pytest.mark.parametrize('onnx', ['absent', 'there', 'too large'])
-def test_exports_are_all_or_none(save, predict, tmp_path, monkeypatch, capsys, onnx):
-    """What is in an ONNX file is tests/test_export.py's."""
-    model, out = save(TinyNet, 7, **IMAGENET), tmp_path / 'out'
+def test_exports_are_all_or_none(predict, tmp_path, monkeypatch, capsys, onnx):
+    out = tmp_path / 'out'
+    model = save_net(tmp_path / 'net.pth', TinyNet(7), task='imagenet', arch='tiny')
 
-    def write(program, path):
-        path.write_bytes(b'half')
+    def write(program, file):
+        file.write_bytes(b'half')
         if onnx == 'too large':
             raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr('tools.export.find_spec', lambda name: onnx != 'absent')
-    monkeypatch.setattr('tools.export.save_onnx', write)
+    monkeypatch.setattr('utils.export.find_spec', lambda name: onnx != 'absent')
+    monkeypatch.setattr('utils.export.save_onnx', write)
     if onnx == 'too large':
         assert 'No space left' in predict.error(capsys, '--export', out / 'net.pt2')
         assert not list(out.iterdir())
@@ -177,4 +141,11 @@ def test_exports_are_all_or_none(save, predict, tmp_path, monkeypatch, capsys, o
     second = f'exported: {out}/net.onnx' if onnx == 'there' else 'no ONNX file: that needs pip install onnx onnxscript'
     assert capsys.readouterr().out.splitlines()[1:] == [f'exported: {out}/net.pt2', second]
     assert (out / 'net.onnx').exists() == (onnx == 'there')
-    assert_equals_eager([out / 'net.pt2'], model, IMAGE_SIZE)
+    assert_equals_eager([out / 'net.pt2'], model, 32)
+
+
+@in_make_test('densenet_elastic', 'deeplab', 'dla_up')  # whose trunks are a ResNeXt and a DLA
+def test_exports_equal_eager(name, tmp_path):
+    """At 65 pixels the maps are odd at every stride, as at VOC's 513: elastic blocks pool half windows, and crop."""
+    model = filled(name, 9)
+    assert_equals_eager(export(model, tmp_path / 'net.pt2', 65), model, 65)

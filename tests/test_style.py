@@ -1,7 +1,8 @@
-"""Rules of the code that no linter checks: short functions, no work on import, the README's table."""
+"""Rules of the code that no linter checks: short functions, no work on import, no need of what only tests need."""
 
 import ast
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from tools import model_table
 ROOT = Path(__file__).parent.parent
 SCRIPTS = [path for part in ('.', 'models', 'utils', 'data', 'tools') for path in sorted((ROOT / part).glob('*.py'))]
 ALLOWED = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+FOR_TESTS = {'pytest', 'sklearn', 'timm', 'safetensors', 'onnx', 'onnxscript', 'onnxruntime'}
+QUICK = 'dla60x', 'resnext50_elastic'
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in models.classifiers if name not in QUICK]
 
 
 @pytest.mark.parametrize('path', [*SCRIPTS, *sorted((ROOT / 'tests').glob('*.py'))], ids=lambda path: path.stem)
@@ -28,16 +32,13 @@ def test_a_file_only_defines_and_is_imported_in_silence(path, capfd, recwarn):
     conditions = [ast.unparse(node.test) for node in others if isinstance(node, ast.If)]
     assert len(conditions) == len(others)
     assert set(conditions) <= {"__name__ == '__main__'", 'not __package__'}
+    assert FOR_TESTS.isdisjoint(re.findall(r'^ *(?:import|from) (\w+)', path.read_text(), re.M))
     name = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
     spec = importlib.util.spec_from_file_location(name, path)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     assert (capfd.readouterr(), recwarn.list) == (('', ''), [])
 
 
-QUICK = {'resnext50_elastic', 'dla60x'}
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in models.classifiers if name not in QUICK]
-
-
-@pytest.mark.parametrize('name', [*sorted(QUICK), *SLOW])
+@pytest.mark.parametrize('name', [*QUICK, *SLOW])
 def test_readme_has_the_nets_of_the_table(name):
     assert f'\n| {" | ".join(model_table.row(name))} |\n' in (ROOT / 'README.md').read_text()

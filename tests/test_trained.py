@@ -1,7 +1,5 @@
-"""tools/pretrained.py: what net a file is of, as it says or as its tensors tell; hubconf.py, through torch.hub."""
+"""utils/trained.py: what net a file is of, as it says or as its tensors tell; hubconf.py, through torch.hub itself."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,51 +9,49 @@ from torch import nn
 
 import hubconf
 import models
-from data.class_names import default_names
-from data.voc import CLASSES
 from tests.conftest import TinyNet, TinySegmenter
 from tests.nets import on_meta
-from tools.pretrained import identify, load_net
+from tests.runs import assert_same
 from utils.checkpoint import Checkpoint
+from utils.class_names import default_names, readable_names
 from utils.errors import UserError
+from utils.trained import identify, load_net
+from utils.voc import CLASSES
 
-ROOT = Path(hubconf.__file__).parent
+ROOT = str(Path(hubconf.__file__).parent)
 NAMES = ['ant', 'bee', 'cat', 'dog', 'eel', 'fox', 'gnu']
-HUB_NAMES = [*models.classifiers, *(f'segmenter_{name}' for name in models.segmenters)]
+SAID = {'task': 'imagenet', 'arch': 'tiny', 'classes': NAMES}
+REGISTRY = models.classifiers | {f'segmenter_{name}': build for name, build in models.segmenters.items()}
 
 
-def test_classes_without_names():
+def test_classes_without_names_and_imagenets_folders():
     assert default_names('imagenet', 1000)[::999] == ['tench', 'toilet tissue']
     coco = default_names('coco', 80)
     assert (len(coco), len(set(coco)), coco[0], coco[11], coco[79]) == (80, 80, 'person', 'stop sign', 'toothbrush')
     assert default_names('voc', 21) == CLASSES
     assert default_names('imagenet', 80) == [f'class {place}' for place in range(80)]
+    folders = [f'n{10_000_000 + 7 * place}' for place in range(1000)]
+    assert readable_names('imagenet', folders) == default_names('imagenet', 1000)
+    for others in folders[::-1], folders[:-1], ['x', *folders[1:]]:
+        assert readable_names('imagenet', others) == others
+    assert readable_names('coco', folders[:80]) == folders[:80]
 
 
-def file_of(net: nn.Module, **said) -> Checkpoint:
+def file_of(net, **said):
     """A file of the net that says no more than this."""
     return Checkpoint(Path('x.pth'), net.state_dict(), **said)
 
 
-@pytest.mark.parametrize('name', models.classifiers)
-def test_classifier_is_told_by_its_tensors(name):
-    for number, task in (1000, 'imagenet'), (80, 'coco'):
-        found = file_of(on_meta(name, number))
-        assert identify(found, None, None) == identify(replace(found, arch=name), None, None) == (task, name)
-    for task in 'imagenet', 'coco':
-        assert identify(replace(found, task=task), None, None) == identify(found, task, None) == (task, name)
-
-
-@pytest.mark.parametrize('name', models.segmenters)
-def test_segmenter_is_told_by_its_tensors(name):
-    found = file_of(on_meta(f'{name}/seg', 6))
-    assert identify(found, None, None) == ('voc', name)
-    for key in [key for key in found.state_dict if key.endswith('num_batches_tracked')]:  # PyTorch 0.4.0 wrote none
-        del found.state_dict[key]
-    assert identify(found, None, None) == ('voc', name)
-
-
-SAID = {'task': 'imagenet', 'arch': 'tiny', 'classes': NAMES}
+@pytest.mark.parametrize('name', [*models.classifiers, *(f'{name}/seg' for name in models.segmenters)])
+def test_net_is_told_by_its_tensors(name):
+    arch, tasks = name.removesuffix('/seg'), {'voc': 6} if name.endswith('/seg') else {'imagenet': 1000, 'coco': 80}
+    for task, classes in tasks.items():
+        found = file_of(on_meta(name, classes))
+        older = {key: value for key, value in found.state_dict.items() if 'num_batches' not in key}  # of PyTorch 0.4.0
+        for file in found, replace(found, arch=arch), replace(found, state_dict=older):
+            assert identify(file, None, None) == (task, arch)
+    for task in tasks:
+        assert identify(replace(found, task=task), None, None) == identify(found, task, None) == (task, arch)
 
 
 @pytest.mark.parametrize(
@@ -78,66 +74,46 @@ def test_flags_and_file_must_agree(tiny, net, said, given, told):
         load_net(file_of(net, **said), *given)
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """torch.hub, whose list and help know no local source, with this folder in the place of its cache."""
-    monkeypatch.setattr(torch.hub, '_get_cache_or_reload', lambda *args, **kwargs: str(ROOT))
-    return torch.hub
-
-
 def load(name, **arguments):
-    return torch.hub.load(str(ROOT), name, source='local', **arguments)
+    return torch.hub.load(ROOT, name, source='local', **arguments)
 
 
-def test_the_registries_are_what_torch_hub_lists(hub):
-    assert sorted(hub.list('elastic')) == sorted(HUB_NAMES)
-
-
-@pytest.mark.parametrize('name', HUB_NAMES)
-def test_each_name_is_the_net_of_the_registry(hub, monkeypatch, name):
-    registry = models.segmenters if name.startswith('segmenter_') else models.classifiers
-    text, build = hub.help('elastic', name), name.removeprefix('segmenter_')
-    assert text.startswith(registry[build].__doc__)
-    assert 'checkpoint:' in text
-    assert getattr(hubconf, name).__name__ == name
-    monkeypatch.setitem(registry, build, lambda **arguments: (name, arguments))
-    for arguments in {}, {'num_classes': 5, 'checkpoint_activations': True}:
-        assert load(name, **arguments) == (name, arguments)
-    with pytest.raises(UserError, match='no checkpoint at '):
-        load(name, checkpoint='/none')
+def test_each_name_that_torch_hub_lists_is_a_net_of_the_registries(monkeypatch):
+    """Its list and help know no local source: this folder stands in the place of its cache."""
+    monkeypatch.setattr(torch.hub, '_get_cache_or_reload', lambda *args, **kwargs: ROOT)
+    assert sorted(torch.hub.list('elastic')) == sorted(REGISTRY)
+    for name, build in REGISTRY.items():
+        text = torch.hub.help('elastic', name)
+        assert text.startswith(build.__doc__) and 'checkpoint:' in text
+        assert getattr(hubconf, name).__name__ == name
+        registry = models.segmenters if name.startswith('segmenter_') else models.classifiers
+        monkeypatch.setitem(registry, name.removeprefix('segmenter_'), lambda name=name, **given: (name, given))
+        for arguments in {}, {'num_classes': 5, 'checkpoint_activations': True}:
+            assert load(name, **arguments) == (name, arguments)
+        with pytest.raises(UserError, match='no checkpoint at '):
+            load(name, checkpoint='/none')
 
 
 @pytest.mark.parametrize(
-    'name, net, said',
+    'name, net, said, wrong',
     [
-        ('dla60x', TinyNet(6), {}),
-        ('dla60x', TinyNet(6), {'task': 'imagenet'}),
-        ('dla60x', TinyNet(6), {'task': 'coco', 'classes': NAMES[:6]}),
-        ('segmenter_dla60x', TinySegmenter(6), {}),
+        ('dla60x', TinyNet(6), {}, {'task': 'voc'}),
+        ('dla60x', TinyNet(6), {'task': 'imagenet'}, {'arch': 'resnext50'}),
+        ('dla60x', TinyNet(6), {'task': 'coco', 'classes': NAMES[:6]}, {'arch': 'resnext50'}),
+        ('segmenter_dla60x', TinySegmenter(6), {}, {'task': 'coco'}),
     ],
 )
-def test_hub_gives_the_weights_and_number_of_classes_of_a_checkpoint(monkeypatch, tmp_path, name, net, said):
-    registry = models.segmenters if name.startswith('segmenter_') else models.classifiers
+def test_hub_gives_the_weights_and_number_of_classes_of_a_checkpoint(monkeypatch, tmp_path, name, net, said, wrong):
+    registry = models.classifiers if name == 'dla60x' else models.segmenters
     monkeypatch.setitem(registry, 'dla60x', type(net))
-    path = tmp_path / 'net.pth'
-    torch.save({**said, 'state_dict': net.state_dict()}, path)
+    path, state = tmp_path / 'net.pth', net.state_dict()
+    torch.save({**said, 'state_dict': state}, path)
     for arguments in {}, {'num_classes': 6}:
-        found = load(name, checkpoint=path, **arguments).state_dict()
-        assert found.keys() == net.state_dict().keys()
-        assert all(torch.equal(value, net.state_dict()[key]) for key, value in found.items())
+        assert_same(load(name, checkpoint=path, **arguments).state_dict(), state)
     with pytest.raises(UserError, match='a checkpoint of 6 classes, not of 7'):
         load(name, checkpoint=str(path), num_classes=7)
     with pytest.raises(TypeError, match='unexpected keyword'):
         load(name, checkpoint=path, pretrained=True)
-    for wrong in {'task': 'coco' if name != 'dla60x' else 'voc'}, {'arch': 'resnext50'}:
-        torch.save({**said, **wrong, 'state_dict': net.state_dict()}, path)
-        with pytest.raises(UserError, match=r'a checkpoint of \w+, not of (imagenet|voc|dla60x)'):
-            load(name, checkpoint=path)
-
-
-def test_from_a_program_elsewhere(tmp_path):
-    code = f"""import torch
-net = torch.hub.load({str(ROOT)!r}, 'dla60x', source='local', num_classes=3)
-print(tuple(net(torch.zeros(2, 3, 32, 32)).shape))"""
-    ended = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, '(2, 3)\n', '')
+    torch.save({**said, **wrong, 'state_dict': state}, path)
+    with pytest.raises(UserError, match=r'a checkpoint of \w+, not of (imagenet|voc|dla60x)'):
+        load(name, checkpoint=path)
