@@ -1,5 +1,7 @@
 """Fused nets against the nets they are copies of; against the reference's numbers they are in test_models.py."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -8,30 +10,24 @@ from models.fused import Conv, folded, fused
 from tests.nets import CLASSIFIERS, FAMILIES, filled, in_make_test, noise
 from tests.reference import load_weights
 
-# Norms that follow a concatenation or a pooling: norm1 of each layer, one of each transition, the last.
-BEHIND_NO_CONV = {
-    'densenet': 4 + 3 + 1,
-    'densenet_elastic': 5 + 3 + 1,
-    'densenet201': 98 + 3 + 1,
-    'densenet201_elastic': 100 + 3 + 1,
-}
+# Of norms that follow a concatenation or a pooling, DenseNets have one in each layer, one in each transition, the last.
+LAYERS = {'densenet': 4, 'densenet_elastic': 5, 'densenet201': 98, 'densenet201_elastic': 100}
 
 
 @in_make_test(*FAMILIES)
 def test_float32_is_as_near_to_float64_as_the_net_itself_at_any_size(name):
     net, x = filled(name, 7), noise(2, 3, 75, 50)
-    before, outputs = {key: value.clone() for key, value in net.train().state_dict().items()}, []
-    trained = [parameter.requires_grad for parameter in net.parameters()]
+    before, outputs = copy.deepcopy(net.train()), []
     for layout in torch.channels_last, torch.contiguous_format:
         copied, images = fused(net).to(memory_format=layout), x.clone(memory_format=layout)
         with torch.inference_mode():
             outputs.append(copied(images))
         assert torch.equal(images, x)
         left = [module for module in copied.modules() if isinstance(module, nn.BatchNorm2d)]
-        assert len(left) == BEHIND_NO_CONV.get(name, 0)
+        assert len(left) == (LAYERS[name] + 3 + 1 if name in LAYERS else 0)
     assert net.training
-    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
-    assert trained == [parameter.requires_grad for parameter in net.parameters()]
+    torch.testing.assert_close(dict(net.state_dict()), dict(before.state_dict()), rtol=0, atol=0)
+    assert [p.requires_grad for p in net.parameters()] == [p.requires_grad for p in before.parameters()]
     with torch.inference_mode():
         plain, exact = net.eval()(x), net.double()(x.double())
     tolerance = 4 * (plain - exact).abs().max() + 1e-6 * exact.abs().max()

@@ -16,19 +16,21 @@ from tests.nets import FAMILIES, NETS, in_make_test, noise
 SIGMAS = 5
 
 
+def check_moments(tensor: Tensor, std: float) -> None:
+    assert abs(tensor.mean().item()) < SIGMAS * std / math.sqrt(tensor.numel())
+    assert abs(tensor.std().item() / std - 1) < SIGMAS / math.sqrt(2 * tensor.numel())
+
+
 def check_normal(tensor: Tensor, std: float) -> None:
-    n = tensor.numel()
-    assert abs(tensor.mean().item()) < SIGMAS * std / math.sqrt(n)
-    assert abs(tensor.std().item() / std - 1) < SIGMAS / math.sqrt(2 * n)
-    if n >= 1000:  # what tells it from a uniform distribution, which ends at 1.73 standard deviations
+    check_moments(tensor, std)
+    if tensor.numel() >= 1000:  # what tells it from a uniform distribution, which ends at 1.73 standard deviations
         assert tensor.abs().max().item() > 2 * std
 
 
 def check_uniform(tensor: Tensor, bound: float) -> None:
     """U(-bound, bound), PyTorch's default for weights and biases with bound = 1 / sqrt(fan-in)."""
+    check_moments(tensor, bound / math.sqrt(3))
     assert tensor.abs().max().item() <= bound
-    assert abs(tensor.mean().item()) < SIGMAS * bound / math.sqrt(3 * tensor.numel())
-    assert abs(tensor.std().item() / bound * math.sqrt(3) - 1) < SIGMAS / math.sqrt(2 * tensor.numel())
 
 
 def check_layer(net: nn.Module, name: str, layer: nn.Conv2d | nn.Linear) -> None:

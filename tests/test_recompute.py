@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.recompute import RecomputedSequential, frozen_statistics
-from tests.nets import NETS, filled, noise, on_meta
+from models.recompute import frozen_statistics
+from tests.nets import filled, noise
 
 
 def step(net: nn.Module) -> list:
@@ -15,18 +15,6 @@ def step(net: nn.Module) -> list:
     output = net.train()(noise(2, 3, 64, 65))
     output.square().sum().backward()
     return [output, *(p.grad for p in net.parameters() if p.requires_grad), *net.buffers()]
-
-
-def nets(name: str = 'densenet_elastic') -> list[nn.Module]:
-    """The same weights, plain and recomputed."""
-    return [filled(name, 5, checkpoint_activations=on) for on in (False, True)]
-
-
-@pytest.mark.parametrize('name', ['densenet_elastic', 'deeplab', 'dla_up'])
-def test_outputs_gradients_and_statistics_are_identical(name):
-    """So that the nets of full size are compared with the reference in one way only, recomputed (test_models.py)."""
-    plain, recomputed = (step(net) for net in nets(name))
-    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -37,35 +25,25 @@ def test_outputs_gradients_and_statistics_are_identical(name):
         ('dla_up', ['base.base_layer', *(f'base.level{n}' for n in range(6)), 'dla_up'], [6, 5, 4, 3, 2, 1]),
     ],
 )
-def test_what_runs_twice(name, parts, twice):
+def test_a_step_runs_some_parts_twice_and_is_the_same(name, parts, twice):
+    """So that the nets of full size are compared with the reference in one way only, recomputed (test_models.py)."""
     net, runs = filled(name, 5, checkpoint_activations=True), []
     for part in parts:
         net.get_submodule(part).register_forward_pre_hook(lambda *_, part=part: runs.append(part))
-    step(net)
+    both = zip(step(filled(name, 5, checkpoint_activations=False)), step(net), strict=True)
+    assert all(torch.equal(plain, recomputed) for plain, recomputed in both)
     assert runs == [*parts, *(parts[place] for place in twice)]
 
 
 def test_only_the_input_is_kept():
-    x, saved = torch.randn(2, 64, 8, 8, requires_grad=True), []
-    for net in nets():
-        block = net.features.denseblock1.train()
-        kept = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor, kept=kept: kept.append(tensor) or tensor, lambda tensor: tensor
-        ):
+    x, saved = torch.randn(2, 64, 8, 8, requires_grad=True), {False: [], True: []}
+    for recomputed, kept in saved.items():
+        block = filled('densenet_elastic', 5, checkpoint_activations=recomputed).features.denseblock1.train()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x) or x, lambda x: x):
             block(x)
-        saved.append([tensor.data_ptr() for tensor in kept if tensor.numel()])  # PyTorch 2.11 keeps an empty one too
-    assert len(saved[0]) > 20
-    assert saved[1] == [x.data_ptr()]
-
-
-def test_builders_take_the_keyword():
-    nets = {name: on_meta(name, checkpoint_activations=True) for name in NETS if name.endswith('/seg')}
-    assert len(nets) == 6
-    assert all(net.checkpoint_activations for net in nets.values())
-    for on in False, True:
-        net = on_meta('densenet201', checkpoint_activations=on)
-        assert isinstance(net.features.denseblock1, RecomputedSequential) == on
+    assert len(saved[False]) > 20
+    # PyTorch 2.11 keeps an empty one too.
+    assert [tensor.data_ptr() for tensor in saved[True] if tensor.numel()] == [x.data_ptr()]
 
 
 def test_statistics_are_frozen_inside_and_restored_after_an_error():
