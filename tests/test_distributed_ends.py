@@ -44,8 +44,7 @@ def test_second_job_on_a_folder_in_use_is_refused(folder, tmp_path):
 
 def test_flags_of_apex_start_a_job_all_of_which_stops_if_one_process_is_told_to(folder, tmp_path):
     with apex(2, 'docker_classify', folder, *SMALL, '-b', 6, '--output', tmp_path, '--epochs', 1000) as job:
-        job.wait_for('Epoch: [1]')
-        job.send(1, signal.SIGTERM)
+        job.send(1, signal.SIGTERM, after='Epoch: [1]')
         assert job.end() == ([143, 143], ['', ''])
         assert job.out(1) == ''
         lines = job.out(0).splitlines()
@@ -54,14 +53,11 @@ def test_flags_of_apex_start_a_job_all_of_which_stops_if_one_process_is_told_to(
 
 
 def test_flags_of_apex_have_the_address_of_apex(classify, monkeypatch):
-    class Met(Exception):
-        pass
-
     def meet(*arguments, **_):
-        raise Met(*arguments)
+        raise KeyError(*arguments)
 
     monkeypatch.setattr(distributed, 'rendezvous', meet)
-    with pytest.raises(Met) as met:
+    with pytest.raises(KeyError) as met:
         classify('--world-size', 3, '--rank', 1)
     assert met.value.args == ('tcp://127.0.0.1:23456', 1, 3)
 
@@ -71,17 +67,15 @@ def test_a_process_that_vanishes_or_hangs_ends_the_others_with_one_line(folder, 
     timeout = 60 if number == signal.SIGKILL else 10
     flags = '--output', tmp_path, '--epochs', 1000, '--dist-timeout', timeout
     with apex(2, 'docker_classify', folder, *SMALL, '-b', 6, *flags) as job:
-        job.wait_for('Epoch: [1]')
-        job.send(1, number)
+        job.send(1, number, after='Epoch: [1]')
         codes, (error,) = job.end(1)
     assert codes == [1]
     assert re.fullmatch(rf'error: process 0 of 2 \(tcp://{HOST}:\d+\) cannot go on without the others; .*\n', error)
 
 
 def test_a_process_that_is_stuck_itself_ends_when_another_is_gone():
-    with launch(2, 'stuck') as job:
-        job.wait_for('Stuck')
-        job.send(1, signal.SIGKILL)
+    with launch(2, 'stuck', '', '--dist-timeout', 4) as job:
+        job.send(1, signal.SIGKILL, after='Stuck')
         codes, (error,) = job.end(1)
     assert codes == [1]
     told = 'process 0 of 2 (env://) cannot go on without the others; process 1 was silent for half of --dist-timeout'
