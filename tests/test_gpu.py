@@ -17,7 +17,6 @@ from tests.conftest import TinyNet
 from utils import compute as engine
 from utils import data
 from utils.compute import Compute
-from utils.confusion import ConfusionMatrix
 from utils.finite import FiniteLoss
 from utils.learner import Learner
 from utils.metrics import TopErrors
@@ -60,11 +59,10 @@ def test_segmenters_resize_in_float32_forth_and_back():
 def test_nets_cast_by_themselves_in_threads_that_know_nothing_of_it(amp, dtype):
     learner, results = learner_of(TinyNet(3), amp), []
     learner.model.conv1.register_forward_hook(lambda module, inputs, output: results.append(output.dtype))
-    threads = [threading.Thread(target=learner.runner, args=(torch.randn(2, 3, 32, 32),)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-        thread.join()
-    assert results == [dtype] * 2
+    thread = threading.Thread(target=learner.runner, args=(torch.randn(2, 3, 32, 32),))
+    thread.start()
+    thread.join()
+    assert results == [dtype]
     outputs, loss = learner.forward(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
     assert outputs.dtype == loss.dtype == torch.float32
 
@@ -107,17 +105,6 @@ def test_tf32_is_of_gpus_alone(classify, capsys):
     assert '--amp tf32 needs a GPU of NVIDIA' in classify.error(capsys, '--amp', 'tf32')
 
 
-def test_only_batches_to_test_on_may_vary_for_the_compiler(monkeypatch):
-    marked, learner = [], learner_of(TinyNet(3))
-    monkeypatch.setattr(torch._dynamo, 'maybe_mark_dynamic', lambda images, dimension: marked.append(dimension))
-    learner.compute.compile = True
-    learner.forward(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
-    assert marked == []
-    monkeypatch.setattr(torch, 'compile', lambda module: module)
-    learner.tester()(torch.randn(2, 3, 32, 32))
-    assert marked == [0]
-
-
 @pytest.mark.parametrize('module, arguments', [
     (script, ['{folder}', '-a', 'tiny']),
     (segmentation, ['--exp=x', '--train', '-a', 'tiny', '--data', '{devkit}', '--freeze-bn']),
@@ -132,20 +119,6 @@ def test_scripts_ask_for_the_fused_optimizer_on_gpus(module, arguments, folder, 
     assert not engine.on_gpu('cpu')
 
 
-def test_the_fused_optimizer_updates_as_the_plain_one():
-    nets = []
-    for fused in False, True:
-        torch.manual_seed(0)
-        net = TinyNet(3).double()
-        optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=1e-2, fused=fused)
-        for _ in range(5):
-            optimizer.zero_grad()
-            net(torch.randn(4, 3, 16, 16, dtype=torch.float64)).square().sum().backward()
-            optimizer.step()
-        nets.append(net.state_dict())
-    torch.testing.assert_close(nets[1], nets[0], rtol=1e-10, atol=1e-12)
-
-
 @pytest.mark.parametrize('processes, asked, workers', [(1, 16, 8), (4, 16, 2), (4, 1, 1), (16, 3, 1), (4, 0, 0)])
 def test_processes_of_a_machine_share_its_cores(monkeypatch, processes, asked, workers):
     monkeypatch.setattr(data, 'available_cores', lambda: 8)
@@ -154,34 +127,31 @@ def test_processes_of_a_machine_share_its_cores(monkeypatch, processes, asked, w
     assert (loader.num_workers, loader.persistent_workers) == (workers, False)  # those of other sets have ended
 
 
-def test_processes_exchange_gradients_where_they_are(monkeypatch):
-    told = {}
+def test_processes_exchange_gradients_where_they_are_and_once_per_update(monkeypatch):
+    def parallel(net, **options):
+        return SimpleNamespace(**options, no_sync=lambda: 'not exchanged')
+
     monkeypatch.setattr(engine, 'is_distributed', lambda: True)
-    monkeypatch.setattr(engine, 'DistributedDataParallel', lambda net, **options: told.update(options))
-    Compute('cpu').runner(TinyNet(3), train=True)
-    assert told['gradient_as_bucket_view'] is True
-
-
-def measures():
-    """Of each task: metrics, loss, outputs and targets, on a GPU that is not there."""
-    numbers = torch.zeros(4, 9, device=GPU)
-    labels = torch.zeros(4, dtype=torch.int64, device=GPU)
-    objects = torch.zeros(4, 3, 9, dtype=torch.bool, device=GPU)
-    maps = torch.zeros(2, 21, 5, 5, device=GPU)
-    target = Target(torch.zeros(2, 5, 5, dtype=torch.uint8, device=GPU), torch.zeros(2, dtype=torch.int64, device=GPU))
-    scores = SegmentationScores(GPU, CLASSES, 2, None)
-    scores.confusion = ConfusionMatrix(GPU, CLASSES)
-    yield TopErrors(GPU), cross_entropy, numbers, labels
-    yield MultiLabelScores(GPU, list('abcdefghi')), multilabel_loss, numbers, objects
-    yield scores, segmentation_loss, maps, target
+    monkeypatch.setattr(engine, 'DistributedDataParallel', parallel)
+    monkeypatch.setattr('utils.learner.world_size', lambda: 2)
+    learner = learner_of(TinyNet(3))
+    learner.accumulate = 3
+    assert learner.runner.gradient_as_bucket_view is True
+    assert [learner.exchange(step) == 'not exchanged' for step in range(6)] == [True, True, False] * 2
 
 
 def test_no_metric_waits_for_a_batch(monkeypatch):
-    """Fake tensors have no values: whatever would wait for one raises an error."""
+    """Fake tensors have no values: whatever would wait for one, on a GPU that is not there, raises an error."""
     monkeypatch.setattr('utils.segmentation.HostCopy', lambda tensor: tensor)
-    with FakeTensorMode():
+    with FakeTensorMode(), GPU:
+        numbers, labels, objects = torch.zeros(4, 9), torch.zeros(4).long(), torch.zeros(4, 3, 9).bool()
+        maps, masks = torch.zeros(4, 21, 5, 5), Target(torch.zeros(4, 5, 5).byte(), labels)
         finite = FiniteLoss(GPU)
-        for metrics, loss, outputs, targets in measures():
+        for metrics, loss, outputs, targets in [
+            (TopErrors(GPU), cross_entropy, numbers, labels),
+            (MultiLabelScores(GPU, list('abcdefghi')), multilabel_loss, numbers, objects),
+            (SegmentationScores(GPU, CLASSES, 4, None), segmentation_loss, maps, masks),
+        ]:
             value = loss(outputs, targets)
             finite.note(value, 0, 1)
             metrics.update(value, outputs, targets)
