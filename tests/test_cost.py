@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.nets import FAMILIES
-from utils.cost import count_macs, macs_of_modules, trains_on_one
+from utils.cost import count_macs, count_parameters, macs_of_modules, trains_on_one
 
 
 def small_net() -> nn.Module:
@@ -29,6 +29,7 @@ def test_macs_by_hand(size, pixels):
     whole = {'': conv + grouped + fc, 'body': conv + grouped}
     assert macs_of_modules(small_net(), size) == whole | {'body.0': conv, 'body.3': grouped, 'fc': fc}
     assert count_macs(small_net(), size) == whole['']
+    assert count_parameters(small_net()) == (3 * 8 * 9 + 8) + 2 * 8 + (2 * 8 * 9 + 8) + (8 * 5 + 5)
 
 
 def test_a_builder_costs_what_its_net_does_without_what_is_recomputed():

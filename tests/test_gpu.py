@@ -9,9 +9,6 @@ from torch._subclasses import FakeTensorMode
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import classify as script
-import multilabel_classify
-import segment as segmentation
 from models.deeplab import DeepLab
 from tests.conftest import TinyNet
 from utils import compute as engine
@@ -105,17 +102,13 @@ def test_tf32_is_of_gpus_alone(classify, capsys):
     assert '--amp tf32 needs a GPU of NVIDIA' in classify.error(capsys, '--amp', 'tf32')
 
 
-@pytest.mark.parametrize('module, arguments', [
-    (script, ['{folder}', '-a', 'tiny']),
-    (segmentation, ['--exp=x', '--train', '-a', 'tiny', '--data', '{devkit}', '--freeze-bn']),
-])  # fmt: skip
-def test_scripts_ask_for_the_fused_optimizer_on_gpus(module, arguments, folder, devkit, tiny, monkeypatch):
-    args = module.make_parser().parse_args([part.format(folder=folder, devkit=devkit) for part in arguments])
-    make_task = getattr(module, 'training', None) or module.make_task
-    for there in True, False:
-        monkeypatch.setattr(module, 'on_gpu', lambda name, there=there: there)
-        assert make_task(args).optimizer.defaults['fused'] is there
-    assert multilabel_classify.on_gpu is engine.on_gpu
+def test_scripts_ask_for_the_fused_optimizer_on_gpus(classify, multilabel, segment, monkeypatch):
+    for called, flags in (classify, []), (multilabel, []), (segment, ['--train', '--freeze-bn']):
+        args = called.script.make_parser().parse_args([*called.shared, *flags])
+        make_task = called.script.training if called is segment else called.script.make_task
+        for there in True, False:
+            monkeypatch.setattr(called.script, 'on_gpu', lambda name, there=there: there)
+            assert make_task(args).optimizer.defaults['fused'] is there
     assert not engine.on_gpu('cpu')
 
 
