@@ -73,18 +73,13 @@ def test_every_way_has_a_row_and_a_share_of_the_matrix_product(bench, tmp_path, 
     assert {line.count('|') for line in lines} == {7}
 
 
-@pytest.mark.parametrize(
-    'layouts, compiled, other',
-    [(['channels-last'], True, 'compiled'), (['channels-last', 'contiguous'], False, 'contiguous')],
-)
-def test_ways_are_those_of_both_sides_but_the_references(layouts, compiled, other):
-    ways = net_speed.ways_of(['resnext50'], ['densenet201'], ['bf16'], layouts, compiled)
-    ours, theirs = 'resnext50, bf16', "torchvision's densenet201, bf16"
-    assert list(map(str, ways)) == ['resnext50, reference', ours, f'{ours}, {other}', theirs, f'{theirs}, {other}']
-    computes = [way.compute('cpu') for way in ways]
-    assert [compute.compile for compute in computes] == [False, False, compiled, False, compiled]
-    is_last = [compute.layout is torch.channels_last for compute in computes]
-    assert is_last == [False, True, compiled, True, compiled]
+def test_ways_are_those_of_both_sides_but_the_references():
+    ways = net_speed.ways_of(['resnext50'], ['densenet201'], ['bf16'], ['channels-last', 'contiguous'], True)
+    kinds = 'bf16', 'bf16, compiled', 'bf16, contiguous', 'bf16, contiguous, compiled'
+    both = [f'{net}, {kind}' for net in ('resnext50', "torchvision's densenet201") for kind in kinds]
+    assert list(map(str, ways)) == ['resnext50, reference', *both]
+    last_and_compiled = [(way.compute('cpu').layout is torch.channels_last, way.compute('cpu').compile) for way in ways]
+    assert last_and_compiled == [(False, False), *[(True, False), (True, True), (False, False), (False, True)] * 2]
 
 
 def heavy():

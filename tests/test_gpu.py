@@ -1,13 +1,13 @@
-"""What matters on GPUs, proven without one: by fake CUDA tensors, recorded operations, a thread as DataParallel's."""
+"""What matters on GPUs, proven without one: by fake CUDA tensors, noted calls, a thread as DataParallel's."""
 
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
-from torch.nn.functional import cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.deeplab import DeepLab
 from tests.conftest import TinyNet
@@ -24,32 +24,17 @@ from utils.voc import CLASSES, Target
 GPU = torch.device('cuda')
 
 
-class Dtypes(TorchDispatchMode):
-    """Notes the type of the first argument of the operations called so."""
-
-    def __init__(self, name):
-        super().__init__()
-        self.name, self.found = name, []
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        if operation.name().startswith(f'aten::{self.name}'):
-            self.found.append(args[0].dtype)
-        return operation(*args, **(kwargs or {}))
-
-
 def learner_of(model, amp='off'):
     compute = Compute('cpu', amp)
-    return Learner(model, compute.runner(model, train=True), cross_entropy, compute, None, None)
+    return Learner(model, compute.runner(model, train=True), F.cross_entropy, compute, None, None)
 
 
-def test_segmenters_resize_in_float32_forth_and_back():
-    torch.manual_seed(0)
-    learner = learner_of(DeepLab((1, 1, 1), 3), 'bf16')
-    with Dtypes('upsample_bilinear2d') as resized, Dtypes('convolution') as convolved:
-        outputs = learner.runner(torch.randn(2, 3, 17, 17))
-        outputs.sum().backward()
-    assert resized.found == [torch.float32] * 2  # the scores, and their gradients
-    assert set(convolved.found) == {torch.bfloat16}
+def test_segmenters_resize_in_float32(monkeypatch):
+    learner, dtypes, resize = learner_of(DeepLab((1, 1, 1), 3), 'bf16'), [], F.interpolate
+    learner.model.aspp.register_forward_hook(lambda module, inputs, scores: dtypes.append(scores.dtype))
+    monkeypatch.setattr(F, 'interpolate', lambda x, *how, **named: dtypes.append(x.dtype) or resize(x, *how, **named))
+    learner.runner(torch.randn(2, 3, 17, 17))
+    assert dtypes == [torch.bfloat16, torch.float32]
 
 
 @pytest.mark.parametrize('amp, dtype', [('off', torch.float32), ('bf16', torch.bfloat16)])
@@ -73,28 +58,21 @@ def test_copies_do_not_wait_only_from_pinned_memory_to_cuda(device, pinned, wait
     assert told == {'place': compute.device, 'non_blocking': not waits}
 
 
-@pytest.fixture
-def two_gpus(monkeypatch):
-    """Two GPUs as far as can be told without one; a list of those made the current one."""
-    chosen = []
+@pytest.mark.parametrize('amp, precision', [('off', 'ieee'), ('tf32', 'tf32'), ('bf16', 'ieee')])
+def test_a_numbered_gpu_is_the_current_one_and_float32_is_what_was_asked_for(monkeypatch, request, amp, precision):
+    """With two GPUs as far as can be told without one."""
+    chosen, products, convolutions = [], torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    settings = (torch.backends.cudnn, 'benchmark'), (products, 'fp32_precision'), (convolutions, 'fp32_precision')
+    for place, name in settings:
+        request.addfinalizer(partial(setattr, place, name, getattr(place, name)))
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     monkeypatch.setattr(torch.cuda, 'set_device', chosen.append)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device=None: f'card {device}')
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = torch.backends.cudnn.benchmark, *(part.fp32_precision for part in backends)
-    yield chosen
-    torch.backends.cudnn.benchmark = before[0]
-    for part, precision in zip(backends, before[1:], strict=True):
-        part.fp32_precision = precision
-
-
-@pytest.mark.parametrize('amp, precision', [('off', 'ieee'), ('tf32', 'tf32'), ('bf16', 'ieee')])
-def test_a_numbered_gpu_is_the_current_one_and_float32_is_what_was_asked_for(two_gpus, amp, precision):
     compute = Compute('cuda:1', amp)
-    assert two_gpus == [torch.device('cuda:1')]
+    assert chosen == [torch.device('cuda:1')]
     assert (compute.name, compute.devices) == ('card cuda:1', 1)
     assert torch.backends.cudnn.benchmark
-    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == precision
+    assert products.fp32_precision == convolutions.fp32_precision == precision
     assert Compute('cuda', amp).devices == 2
 
 
@@ -141,7 +119,7 @@ def test_no_metric_waits_for_a_batch(monkeypatch):
         maps, masks = torch.zeros(4, 21, 5, 5), Target(torch.zeros(4, 5, 5).byte(), labels)
         finite = FiniteLoss(GPU)
         for metrics, loss, outputs, targets in [
-            (TopErrors(GPU), cross_entropy, numbers, labels),
+            (TopErrors(GPU), F.cross_entropy, numbers, labels),
             (MultiLabelScores(GPU, list('abcdefghi')), multilabel_loss, numbers, objects),
             (SegmentationScores(GPU, CLASSES, 4, None), segmentation_loss, maps, masks),
         ]:
@@ -155,7 +133,7 @@ def test_masks_are_written_while_the_next_batch_is_computed():
     scores = SegmentationScores(torch.device('cpu'), CLASSES, 3, lambda masks, index: kept.append((len(masks), index)))
     for number in range(3):
         labels = torch.full((1, 4, 4), number, dtype=torch.uint8)
-        outputs = torch.nn.functional.one_hot(labels.long(), 21).permute(0, 3, 1, 2).float()
+        outputs = F.one_hot(labels.long(), 21).permute(0, 3, 1, 2).float()
         scores.update(torch.tensor(0.0), outputs, Target(labels, torch.tensor([number])))
         assert kept == [(1, [n]) for n in range(number)]
     assert scores.compute()['present'] == 3

@@ -1,4 +1,4 @@
-"""Every net against the reference's names, shapes and numbers; in other sizes, layouts, precisions; fused, recomputed."""
+"""Every net against the numbers of the reference; in other sizes, layouts and precisions; fused and recomputed."""
 
 import copy
 
