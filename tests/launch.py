@@ -50,15 +50,12 @@ class Job:
         """What process `number` has printed so far."""
         return Path(self._folder.name, f'{number}.{kind}').read_text()
 
-    def wait_for(self, beginning):
-        """Return once the first process has printed a line that begins so."""
+    def send(self, number, signal, after):
+        """Send process `number` a signal once the first one has printed a line that begins so."""
         limit = time.monotonic() + LIMIT
-        while f'\n{beginning}' not in f'\n{self.out(0)}':
+        while f'\n{after}' not in f'\n{self.out(0)}':
             assert self._processes[0].is_alive() and time.monotonic() < limit, self.out(0, 'errors')
             time.sleep(0.01)
-
-    def send(self, number, signal):
-        """Send process `number` a signal."""
         os.kill(self._processes[number].pid, signal)
 
     def end(self, count=None):

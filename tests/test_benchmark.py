@@ -45,8 +45,8 @@ def here(name, make_step, device, *args):
 
 @pytest.fixture
 def bench(monkeypatch):
-    for name, build in ('tiny', TinyNet), ('tiny/segmenter', TinySegmenter):
-        monkeypatch.setitem(benchmark.NETS, name, build)
+    monkeypatch.setitem(benchmark.NETS, 'tiny', TinyNet)
+    monkeypatch.setitem(benchmark.NETS, 'tiny/segmenter', TinySegmenter)
     monkeypatch.setitem(benchmark.RIVALS, 'rival', TinyNet)
     monkeypatch.setattr(net_speed, 'Apart', here)
     monkeypatch.setattr(net_speed, 'MATRIX_SIDE', 64)  # 2048 in bf16 take minutes on a processor that has no bf16
@@ -67,41 +67,35 @@ def test_every_way_has_a_row_and_a_share_of_the_matrix_product(bench, tmp_path, 
     macs = count_macs(TinyNet, 32)
     assert rows['tiny, off']['flops'] == pytest.approx(2 * macs * rows['tiny, off']['median'] * (3 if train else 1))
     for name in ours + rivals:
-        row, amp = rows[name], 'bf16' if name.endswith('bf16') else 'off'
+        row, product = rows[name], rows[f'matrix product, {"bf16" if name.endswith("bf16") else "off"}']
         assert row['lowest'] <= row['median'] <= row['highest']
-        assert row['of_matrix_product'] == pytest.approx(row['flops'] / rows[f'matrix product, {amp}']['flops'])
+        assert row['of_matrix_product'] == pytest.approx(row['flops'] / product['flops'])
         assert row['peak_bytes'] == 3 * MIB
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(' | ')[0].removeprefix('| ') for line in lines[2:]] == list(rows)
     assert {line.count('|') for line in lines} == {7}
 
 
-@pytest.mark.parametrize(
-    'layouts, compiled, other',
-    [(['channels-last'], True, 'compiled'), (['channels-last', 'contiguous'], False, 'contiguous')],
-)
-def test_ways_are_those_of_both_sides_but_the_references(layouts, compiled, other):
-    ways = net_speed.ways_of(['resnext50'], ['densenet201'], ['bf16'], layouts, compiled)
-    ours, theirs = 'resnext50, bf16', "torchvision's densenet201, bf16"
-    assert list(map(str, ways)) == ['resnext50, reference', ours, f'{ours}, {other}', theirs, f'{theirs}, {other}']
-    computes = [way.compute('cpu') for way in ways]
-    assert [compute.compile for compute in computes] == [False, False, compiled, False, compiled]
-    is_last = [compute.layout is torch.channels_last for compute in computes]
-    assert is_last == [False, True, compiled, True, compiled]
+def test_ways_are_those_of_both_sides_but_the_references():
+    ways = net_speed.ways_of(['resnext50'], ['densenet201'], ['bf16'], ['channels-last', 'contiguous'], True)
+    kinds = 'bf16', 'bf16, compiled', 'bf16, contiguous', 'bf16, contiguous, compiled'
+    both = [f'{net}, {kind}' for net in ('resnext50', "torchvision's densenet201") for kind in kinds]
+    assert list(map(str, ways)) == ['resnext50, reference', *both]
+    last_and_compiled = [(way.compute('cpu').layout is torch.channels_last, way.compute('cpu').compile) for way in ways]
+    assert last_and_compiled == [(False, False), *[(True, False), (True, True), (False, False), (False, True)] * 2]
 
 
-class Heavy(TinyNet):
+def heavy():
     """A TinyNet that holds 400 MiB of weights."""
-
-    def __init__(self, num_classes: int = 1000):
-        super().__init__(num_classes)
-        self.ballast = torch.nn.Parameter(torch.ones(100 * MIB))
+    net = TinyNet()
+    net.ballast = torch.nn.Parameter(torch.ones(100 * MIB))
+    return net
 
 
 def test_peak_memory_is_that_of_one_way_alone():
     ballast = torch.ones(150 * MIB)  # 600 MiB of this process: the way is not charged with it
     work = Work('cpu', train=True, batch_size=2, image_size=32)
-    with Apart('net', net_speed.step_of, CPU, Way('net', Heavy), work) as step:
+    with Apart('net', net_speed.step_of, CPU, Way('net', heavy), work) as step:
         step()
         step()
         assert 400 * MIB <= step.peak() < ballast.nbytes
@@ -183,12 +177,6 @@ def test_launch_tells_the_time_of_each_stage(folder, tmp_path, monkeypatch):
     stages = [times[stage] for stage in startup_speed.STAGES]
     assert times['total'] == pytest.approx(sum(stages))
     assert min(stages) > 0
-
-
-def test_first_batch_is_told_in_the_order_of_its_stages(folder, capsys):
-    Script(first_batch, folder)()
-    moments = json.loads(capsys.readouterr().out)
-    assert len(moments) == len(startup_speed.STAGES) and moments == sorted(moments)
 
 
 def test_what_a_launch_complains_of_is_one_line(tmp_path, capsys, monkeypatch):

@@ -1,13 +1,14 @@
 """Cost is counted from outside, and leaves no trace."""
 
+import copy
 from collections import OrderedDict
 
 import pytest
 import torch
 from torch import nn
 
-from models.cost import count_macs, macs_of_modules, trains_on_one
 from tests.nets import FAMILIES
+from utils.cost import count_macs, count_parameters, macs_of_modules, trains_on_one
 
 
 def small_net() -> nn.Module:
@@ -24,33 +25,27 @@ def small_net() -> nn.Module:
 
 @pytest.mark.parametrize(('size', 'pixels'), [(16, 8 * 8), ((16, 30), 8 * 15), ((15, 9), 8 * 5)])
 def test_macs_by_hand(size, pixels):
-    assert count_macs(small_net(), size) == pixels * (3 * 8 * 9 + 2 * 8 * 9) + 8 * 5
-
-
-def test_macs_of_modules_by_hand():
-    conv, grouped, fc = 64 * 3 * 8 * 9, 64 * 2 * 8 * 9, 8 * 5
+    conv, grouped, fc = pixels * 3 * 8 * 9, pixels * 2 * 8 * 9, 8 * 5
     whole = {'': conv + grouped + fc, 'body': conv + grouped}
-    assert macs_of_modules(small_net(), 16) == whole | {'body.0': conv, 'body.3': grouped, 'fc': fc}
-    assert macs_of_modules(nn.ReLU()) == {'': 0}
-
-
-@pytest.mark.parametrize('name', ['resnext', 'dla', 'densenet'])
-def test_one_image_is_taken_or_not_as_in_a_real_step(name):
-    net = FAMILIES[name](5)
-    before = {key: value.clone() for key, value in net.state_dict().items()}
-    for size in 32, 64:
-        try:
-            taken = net.train()(torch.zeros(1, 3, size, size)) is not None
-        except ValueError:
-            taken = False
-        net.load_state_dict(before)
-        assert trains_on_one(net, size) == taken == (size == 64)
-    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert macs_of_modules(small_net(), size) == whole | {'body.0': conv, 'body.3': grouped, 'fc': fc}
+    assert count_macs(small_net(), size) == whole['']
+    assert count_parameters(small_net()) == (3 * 8 * 9 + 8) + 2 * 8 + (2 * 8 * 9 + 8) + (8 * 5 + 5)
 
 
 def test_a_builder_costs_what_its_net_does_without_what_is_recomputed():
     build = FAMILIES['densenet']
     assert count_macs(build(checkpoint_activations=True), 64) == count_macs(build, 64)
+    assert macs_of_modules(nn.ReLU()) == {'': 0}
+
+
+@pytest.mark.parametrize('name', ['resnext', 'dla', 'densenet'])
+def test_one_image_is_taken_or_not_as_in_a_real_step(name):
+    net = FAMILIES[name](5).train()
+    assert trains_on_one(net, 64)
+    assert net(torch.zeros(1, 3, 64, 64)).isfinite().all()
+    assert not trains_on_one(net, 32)
+    with pytest.raises(ValueError, match='Expected more than 1 value per channel'):
+        net(torch.zeros(1, 3, 32, 32))
 
 
 def snapshot(net: nn.Module) -> dict:
@@ -63,10 +58,11 @@ def snapshot(net: nn.Module) -> dict:
 
 
 @pytest.mark.parametrize('training', [False, True])
-def test_nothing_is_left_on_the_net(training):
+@pytest.mark.parametrize('look', [count_macs, trains_on_one])
+def test_nothing_is_left_on_the_net(look, training):
     net = FAMILIES['resnext'](5).train(training)
-    before, values = snapshot(net), {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    assert count_macs(net, 32) > 0
+    before, values = snapshot(net), copy.deepcopy(net.state_dict())
+    assert look(net, 64)
     assert snapshot(net) == before
-    assert all(torch.equal(tensor, values[name]) for name, tensor in net.state_dict().items())
+    torch.testing.assert_close(dict(net.state_dict()), dict(values), rtol=0, atol=0)
     assert all(parameter.grad is None for parameter in net.parameters())

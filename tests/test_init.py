@@ -16,19 +16,15 @@ from tests.nets import FAMILIES, NETS, in_make_test, noise
 SIGMAS = 5
 
 
-def check_normal(tensor: Tensor, std: float) -> None:
-    n = tensor.numel()
+def check(tensor: Tensor, std: float = 0.0, bound: float = 0.0) -> None:
+    """Against N(0, std) or U(-bound, bound), PyTorch's default for weights and biases with bound = 1 / sqrt(fan-in)."""
+    n, std, largest = tensor.numel(), std or bound / math.sqrt(3), tensor.abs().max().item()
     assert abs(tensor.mean().item()) < SIGMAS * std / math.sqrt(n)
     assert abs(tensor.std().item() / std - 1) < SIGMAS / math.sqrt(2 * n)
-    if n >= 1000:  # what tells it from a uniform distribution, which ends at 1.73 standard deviations
-        assert tensor.abs().max().item() > 2 * std
-
-
-def check_uniform(tensor: Tensor, bound: float) -> None:
-    """U(-bound, bound), PyTorch's default for weights and biases with bound = 1 / sqrt(fan-in)."""
-    assert tensor.abs().max().item() <= bound
-    assert abs(tensor.mean().item()) < SIGMAS * bound / math.sqrt(3 * tensor.numel())
-    assert abs(tensor.std().item() / bound * math.sqrt(3) - 1) < SIGMAS / math.sqrt(2 * tensor.numel())
+    if bound:
+        assert largest <= bound
+    elif n >= 1000:  # what tells it from a uniform distribution, which ends at 1.73 standard deviations
+        assert largest > 2 * std
 
 
 def check_layer(net: nn.Module, name: str, layer: nn.Conv2d | nn.Linear) -> None:
@@ -36,15 +32,15 @@ def check_layer(net: nn.Module, name: str, layer: nn.Conv2d | nn.Linear) -> None
     resnext, linear = isinstance(net, ResNeXt), isinstance(layer, nn.Linear)
     fan_in, fan_out = layer.weight[0].numel(), layer.weight[:, 0].numel()
     if resnext and linear:
-        check_normal(layer.weight, 0.01)
+        check(layer.weight, std=0.01)
     elif linear or resnext and name.endswith('downsample.0'):
-        check_uniform(layer.weight, 1 / math.sqrt(fan_in))
+        check(layer.weight, bound=1 / math.sqrt(fan_in))
     else:
-        check_normal(layer.weight, math.sqrt(2 / (fan_in if resnext else fan_out)))
+        check(layer.weight, std=math.sqrt(2 / (fan_in if resnext else fan_out)))
     if layer.bias is not None and (resnext or linear):
         assert not layer.bias.any()
     elif layer.bias is not None:
-        check_uniform(layer.bias, 1 / math.sqrt(fan_in))
+        check(layer.bias, bound=1 / math.sqrt(fan_in))
 
 
 @in_make_test(*FAMILIES)

@@ -1,4 +1,6 @@
-"""Every net against the reference's names, shapes and numbers, and in other layouts, sizes and precisions."""
+"""Every net against the numbers of the reference; in other sizes, layouts and precisions; fused and recomputed."""
+
+import copy
 
 import numpy as np
 import pytest
@@ -7,25 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import models
-from models.cost import count_macs, count_parameters
+from models.fused import Conv, folded, fused
+from models.recompute import RecomputedSequential, frozen_statistics
 from tests import reference
 from tests.nets import CLASSIFIERS, FAMILIES, NETS, filled, in_make_test, noise, on_meta, recomputing
 
-# name: (parameters, GMACs at 224); DLA without the projections that nothing uses
-COST = {
-    'resnext50': (25_028_904, 4.230),
-    'resnext50_elastic': (25_246_504, 4.177),
-    'resnext101': (44_177_704, 7.970),
-    'resnext101_elastic': (44_265_256, 7.889),
-    'se_resnext50': (27_559_896, 4.233),
-    'se_resnext50_elastic': (27_803_976, 4.179),
-    'dla60x': (17_649_816, 3.517),
-    'dla60x_elastic': (17_649_816, 3.033),
-    'dla102x': (26_772_120, 5.848),
-    'dla102x_elastic': (24_917_144, 5.818),
-    'densenet201': (20_013_928, 4.291),
-    'densenet201_elastic': (19_482_824, 4.266),
-}
+# Of norms that follow a concatenation or a pooling, DenseNets have one in each layer, one in each transition, the last.
+LAYERS = {'densenet': 4, 'densenet_elastic': 5, 'densenet201': 98, 'densenet201_elastic': 100}
 every_net = pytest.mark.parametrize('name', NETS)
 
 
@@ -33,12 +23,15 @@ def names_and_shapes(net: nn.Module) -> list:
     return [[name, list(tensor.shape)] for name, tensor in net.state_dict().items()]
 
 
-def loss_of_classes(output: Tensor, seed: int) -> Tensor:
-    return F.cross_entropy(output, torch.tensor([seed % 1000, (seed * 7 + 3) % 1000]))
+def recomputes(net: nn.Module) -> bool:
+    """Whether activations are recomputed: a segmenter's, or those of a DenseNet's first block."""
+    return getattr(net, 'checkpoint_activations', any(isinstance(part, RecomputedSequential) for part in net.modules()))
 
 
-def loss_of_pixels(output: Tensor, seed: int) -> Tensor:
-    """Of the recorded targets, the first five rows of which are ignored."""
+def loss_of(output: Tensor, seed: int) -> Tensor:
+    """Of the recorded targets: two classes, or pixels, the first five rows of which are ignored."""
+    if output.dim() == 2:
+        return F.cross_entropy(output, torch.tensor([seed % 1000, (seed * 7 + 3) % 1000]))
     targets = np.random.RandomState(seed + 1).randint(0, 21, [len(output), *output.shape[2:]])
     targets[:, :5] = 255
     return F.cross_entropy(output, torch.from_numpy(targets), ignore_index=255)
@@ -48,11 +41,10 @@ def loss_of_pixels(output: Tensor, seed: int) -> Tensor:
 def test_outputs_and_a_training_step_are_the_references(name):
     net = filled(name, dtype=torch.float64, **recomputing(name))
     reference.assert_evaluates(net, name)
-    reference.assert_trains(net, name, loss_of_pixels if name.endswith('/seg') else loss_of_classes)
+    reference.assert_trains(net, name, loss_of)
 
 
 def test_the_registries_are_the_references():
-    assert list(models.classifiers) == list(COST)
     assert set(NETS) == set(reference.load('state_dicts')) == set(reference.load('golden'))
     assert set(reference.load('golden_sizes')) < set(NETS)
     assert all(getattr(models, name) is builder for name, builder in models.classifiers.items())
@@ -60,37 +52,47 @@ def test_the_registries_are_the_references():
 
 @every_net
 def test_state_dict_has_the_references_names_shapes_and_order(name):
-    expected, net = reference.load('state_dicts')[name], on_meta(name, num_classes=7)
-    assert names_and_shapes(on_meta(name)) == expected
-    changed = [pair for pair, other in zip(names_and_shapes(net), expected, strict=True) if pair != other]
+    """Whatever was built before; another number of classes changes the heads alone."""
+    on_meta('dla102x_elastic', num_classes=5)
+    expected, net = reference.load('state_dicts')[name], on_meta(name)
+    assert names_and_shapes(net) == expected
+    other = on_meta(name, num_classes=7, **recomputing(name))
+    changed = [pair for pair, before in zip(names_and_shapes(other), expected, strict=True) if pair != before]
     assert {name.partition('.')[0] for name, _ in changed} <= {*net.heads, 'up'}
     assert {shape[0] for _, shape in changed} == {7}
+    assert [recomputes(net), recomputes(other)] == [False, name == 'densenet201' or name.endswith('/seg')]
 
 
-def test_no_builder_changes_what_another_builds():
-    on_meta('dla102x_elastic')
-    assert names_and_shapes(on_meta('dla60x_elastic')) == reference.load('state_dicts')['dla60x_elastic']
-
-
-@pytest.mark.parametrize('name', models.classifiers)
-def test_cost(name):
-    net = on_meta(name)
-    parameters, gmacs = COST[name]
-    assert count_parameters(net) == parameters
-    assert count_macs(net) / 1e9 == pytest.approx(gmacs, abs=5e-4)
+@pytest.mark.parametrize('build', [models.build_classifier, models.build_segmenter])
+def test_unknown_name_lists_the_known_ones(build):
+    kind = build.__name__.removeprefix('build_')
+    with pytest.raises(ValueError, match=f"unknown {kind} 'resnet18'") as error:
+        build('resnet18')
+    assert all(name in str(error.value) for name in getattr(models, f'{kind}s'))
 
 
 @in_make_test(*FAMILIES)
-def test_any_size_and_either_layout(name):
-    net = filled(name, num_classes=5)
-    for size in ((33, 47), (64, 64), (75, 50)):
-        x = noise(2, 3, *size)
+def test_any_size_in_either_layout_and_fused(name):
+    """In float32 fused copies are as near to float64 as the net itself, in which nothing changes."""
+    plain, exact, trained = filled(name, 7), filled(name, 7, dtype=torch.float64), filled(name, 7).train()
+    for size in (33, 47), (64, 64), (75, 50):
+        x, outputs = noise(2, 3, *size), []
         with torch.inference_mode():
-            output = net.to(memory_format=torch.contiguous_format)(x)
-            again = net.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-        assert output.shape in ((2, 5), (2, 5, *size))
-        assert output.isfinite().all()
-        torch.testing.assert_close(again, output, rtol=0, atol=1e-5 * output.abs().max().item())
+            expected = exact(x.double())
+            for layout in torch.contiguous_format, torch.channels_last:
+                images, copied = x.clone(memory_format=layout), fused(trained).to(memory_format=layout)
+                outputs += [plain.to(memory_format=layout)(images), copied(images)]
+                assert torch.equal(images, x)
+        tolerance = 4 * (outputs[0] - expected).abs().max() + 1e-6 * expected.abs().max()
+        assert expected.shape in ((2, 7), (2, 7, *size))
+        assert tolerance < 0.5 * expected.std()
+        assert all((output - expected).abs().max() < tolerance for output in outputs[1::2])
+        torch.testing.assert_close(outputs[2], outputs[0], rtol=0, atol=1e-5 * outputs[0].abs().max().item())
+    left = [module for module in copied.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(left) == (LAYERS[name] + 3 + 1 if name in LAYERS else 0)
+    assert trained.training
+    torch.testing.assert_close(dict(trained.state_dict()), dict(plain.state_dict()), rtol=0, atol=0)
+    assert [p.requires_grad for p in trained.parameters()] == [p.requires_grad for p in plain.parameters()]
 
 
 @pytest.mark.parametrize('name', CLASSIFIERS)
@@ -106,9 +108,66 @@ def test_bf16_autocast_is_close_and_trains(name, training):
     assert all(p.grad.dtype == torch.float32 for p in net.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize('build', [models.build_classifier, models.build_segmenter])
-def test_unknown_name_lists_the_known_ones(build):
-    kind = build.__name__.removeprefix('build_')
-    with pytest.raises(ValueError, match=f"unknown {kind} 'resnet18'") as error:
-        build('resnet18')
-    assert all(name in str(error.value) for name in getattr(models, f'{kind}s'))
+def test_bias_of_a_fused_conv_is_scaled_with_it():
+    conv, norm, x = nn.Conv2d(3, 4, 3), reference.load_weights(nn.BatchNorm2d(4)).eval(), noise(1, 3, 5, 5)
+    weight, bias = folded(conv, norm)
+    torch.testing.assert_close(F.conv2d(x, weight, bias), norm(conv(x)))
+    torch.testing.assert_close(Conv(conv, norm, relu=True)(x), norm(conv(x)).relu())
+
+
+@pytest.mark.parametrize('name', CLASSIFIERS)
+def test_fused_in_bfloat16_is_near(name):
+    net, x = filled(name, 7), noise(2, 3, 33, 40)
+    with torch.inference_mode():
+        wanted, found = net(x), fused(net).bfloat16()(x.bfloat16()).float()
+    assert (found - wanted).abs().max() < 0.03 * wanted.abs().max()
+
+
+def step(net: nn.Module) -> list:
+    """One training step's output, gradients and statistics."""
+    output = net.train()(noise(2, 3, 64, 65))
+    output.square().sum().backward()
+    return [output, *(p.grad for p in net.parameters() if p.requires_grad), *net.buffers()]
+
+
+@pytest.mark.parametrize(
+    'name, parts, twice',
+    [
+        ('densenet_elastic', [f'features.denseblock{n}.denselayer1' for n in (1, 2, 3, 4)], [0]),
+        ('deeplab', ['conv1', *(f'layer{n}.0' for n in (1, 2, 3, 4)), 'aspp'], [4, 3, 2, 1]),
+        ('dla_up', ['base.base_layer', *(f'base.level{n}' for n in range(6)), 'dla_up'], [6, 5, 4, 3, 2, 1]),
+    ],
+)
+def test_a_step_runs_some_parts_twice_and_is_the_same(name, parts, twice):
+    """So that the nets of full size are compared with the reference in one way only, recomputed."""
+    net, runs = filled(name, 5, checkpoint_activations=True), []
+    for part in parts:
+        net.get_submodule(part).register_forward_pre_hook(lambda *_, part=part: runs.append(part))
+    both = zip(step(filled(name, 5, checkpoint_activations=False)), step(net), strict=True)
+    assert all(torch.equal(plain, recomputed) for plain, recomputed in both)
+    assert runs == [*parts, *(parts[place] for place in twice)]
+
+
+def test_only_the_input_is_kept():
+    x, saved = torch.randn(2, 64, 8, 8, requires_grad=True), {False: [], True: []}
+    for recomputed, kept in saved.items():
+        block = filled('densenet_elastic', 5, checkpoint_activations=recomputed).features.denseblock1.train()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x) or x, lambda x: x):
+            block(x)
+    assert len(saved[False]) > 20
+    # PyTorch 2.11 keeps an empty one too.
+    assert [tensor.data_ptr() for tensor in saved[True] if tensor.numel()] == [x.data_ptr()]
+
+
+def test_statistics_are_frozen_inside_and_restored_after_an_error():
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, momentum=None), nn.BatchNorm2d(3, affine=False))
+    x = noise(2, 3, 8, 8)
+    net(x)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(KeyError), frozen_statistics(net):
+        net(3 * x)
+        raise KeyError
+    torch.testing.assert_close(dict(net.state_dict()), dict(before), rtol=0, atol=0)
+    assert [norm.momentum for norm in net] == [0.1, None, 0.1]
+    net(x)
+    assert {norm.num_batches_tracked.item() for norm in net} == {2}
