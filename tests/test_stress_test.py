@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 import models
+from data.drawn_photos import draw_photo
 from tests.conftest import Script
 from tools import stress_test
 from utils.batches import EvalBatches
@@ -21,24 +22,21 @@ from utils.image_folder import central_crop, scaled_crop
 from utils.output import write_results
 
 
-def noise(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.RandomState(0).randint(0, 256, (height, width, 3), dtype=np.uint8))
-
-
 @pytest.mark.parametrize('size', [32, 33, 224])
 def test_at_factor_one_it_is_the_usual_crop(size):
     for shape in (40, 48), (61, 35), (300, 20):
-        pixels = scaled_crop(size, 1)(noise(*shape))
-        assert torch.equal(pixels[:3], central_crop(size)(noise(*shape)))
+        photo = draw_photo(np.random.default_rng(0)).resize(shape)
+        pixels = scaled_crop(size, 1)(photo)
+        assert torch.equal(pixels[:3], central_crop(size)(photo))
         assert pixels.shape == (4, size, size) and pixels[3:].all()
 
 
 @pytest.mark.parametrize('factor', [0.25, 0.5, 0.75, 1.5, 3])
 def test_an_object_grows_by_the_factor(factor):
     """A white square of a quarter of the picture's width, which is 64 pixels as the usual test resizes it."""
-    pixels = np.zeros((128, 160, 3), np.uint8)
-    pixels[48:80, 64:96] = 255
-    seen = scaled_crop(56, factor)(Image.fromarray(pixels))
+    picture = Image.new('RGB', (160, 128))
+    picture.paste('white', (64, 48, 96, 80))
+    seen = scaled_crop(56, factor)(picture)
     assert seen[0, 28].sum().item() / 255 == pytest.approx(min(16 * factor, 56), abs=0.3)
     inside = seen[3].bool()
     rows, columns = (inside.any(dim).nonzero().flatten().tolist() for dim in (1, 0))
@@ -65,25 +63,18 @@ class Ruler(nn.Module):
 
 
 @pytest.fixture
-def val(tmp_path):
-    """Dark pictures of 64 pixels with a white square of 16 (small) or 24 (big) pixels in the middle."""
-    for label, side, count in (('0_small', 16, 3), ('1_big', 24, 2)):
-        folder = tmp_path / 'data' / 'val' / label
-        folder.mkdir(parents=True)
-        pixels = np.zeros((64, 64, 3), np.uint8)
-        pixels[32 - side // 2 : 32 + side // 2, 32 - side // 2 : 32 + side // 2] = 255
+def tool(tmp_path, monkeypatch):
+    """The tool on a Ruler and dark pictures of 64 pixels, a white square of 16 (small) or 24 (big) in the middle."""
+    for label, first, last, count in (('0_small', 24, 40, 3), ('1_big', 20, 44, 2)):
+        (tmp_path / 'data' / 'val' / label).mkdir(parents=True)
+        picture = Image.new('RGB', (64, 64))
+        picture.paste('white', (first, first, last, last))
         for number in range(count):
-            Image.fromarray(pixels).save(folder / f'{number}.png')
-    return tmp_path / 'data' / 'val'
-
-
-@pytest.fixture
-def tool(val, tmp_path, monkeypatch):
-    """The tool on a Ruler and these pictures."""
+            picture.save(tmp_path / 'data' / 'val' / label / f'{number}.png')
     monkeypatch.setitem(models.classifiers, 'ruler', Ruler)
     content = {'arch': 'ruler', 'task': 'imagenet', 'classes': ['0_small', '1_big']}
     torch.save({**content, 'state_dict': Ruler(2).state_dict()}, tmp_path / 'ruler.pth')
-    arguments = f'{val.parent} --image-size 56 --device cpu -b 2 --out {tmp_path}/out/stress.png'
+    arguments = f'{tmp_path}/data --image-size 56 --device cpu -b 2 --out {tmp_path}/out/stress.png'
     return Script(stress_test, tmp_path / 'ruler.pth', arguments)
 
 
@@ -118,14 +109,11 @@ def test_two_nets_share_a_table_and_the_nets_of_files_of_2019_are_said(tool, tmp
     assert '--arch is given 1 times for 2 checkpoints' in two.error(capsys, '--arch', 'ruler')
 
 
-@pytest.mark.parametrize('factors', ['0', '-1', '1,x', 'nan', 'inf', ''])
-def test_wrong_factors(capsys, factors):
-    assert '--factors' in Script(stress_test, 'checkpoint', 'folder').error(capsys, f'--factors={factors}')
-
-
-def test_mistakes_are_one_line_and_leave_nothing(tool, val, tmp_path, capsys):
+def test_mistakes_are_one_line_and_leave_nothing(tool, tmp_path, capsys):
+    for factors in '0', '-1', '1,x', 'nan', 'inf', '':
+        assert '--factors' in tool.error(capsys, f'--factors={factors}')
     assert 'cannot write' in tool.error(capsys, '--out', tmp_path / 'ruler.pth' / 'stress.png')
-    (val / '1_big').rename(val / '1_huge')
+    (tmp_path / 'data' / 'val' / '1_big').rename(tmp_path / 'data' / 'val' / '1_huge')
     assert 'its classes differ: 1_big where the data has 1_huge' in tool.error(capsys)
     assert not list(tmp_path.glob('out/*'))
 
