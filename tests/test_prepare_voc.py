@@ -76,9 +76,9 @@ def test_lists_and_masks_are_written_and_segment_reads_them(prepare, folders, ca
     prepare()
     assert 'train_aug.txt: 4 images, where the full sets have 10,582' in capsys.readouterr().out
     for part, fills in {'train_aug': {'a': 255, 'b': 255, 's': 4, 't': 3}, 'val': {'v': 255, 'w': 255}}.items():
-        scenes = open_scenes(folders[0], f'{part}.txt', CentredScene(17))
+        voc, scenes = folders[0], open_scenes(folders[0], f'{part}.txt', CentredScene(17))
         for (_, target), *paths, (name, fill) in zip(scenes, scenes.images, scenes.masks, fills.items(), strict=True):
-            assert [path.name for path in paths] == [f'{name}.jpg', f'{name}.png']
+            assert paths == [voc / 'JPEGImages' / f'{name}.jpg', voc / 'SegmentationClassAug' / f'{name}.png']
             assert target.labels[5:11, 4:12].tolist() == mask(fill).tolist()
             with Image.open(paths[1]) as picture:
                 assert picture.mode == 'P'

@@ -1,6 +1,5 @@
 """data/sample.py: the same scenes in all three layouts, byte for byte the same from the same arguments."""
 
-import errno
 import json
 import re
 import runpy
@@ -8,6 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -23,36 +23,15 @@ from tests.conftest import Script
 from utils.interrupt import StopRequest
 
 SCENES = {'train': 12, 'val': 6}
-
-every_part = pytest.mark.parametrize('part', SCENES)
+OBEY_PARENT = sample._obey_parent
 
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
     """A set of 12 + 6 scenes, written by this process."""
-    folder = tmp_path_factory.mktemp('sample') / 'out'
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp('sample')
     sample.write_sample(folder, 0, SCENES, workers=1)
     return folder
-
-
-@pytest.fixture
-def script(tmp_path):
-    """data/sample.py writing 4 + 4 scenes into a new folder."""
-    return Script(sample, tmp_path / 'out', '--train 4 --val 4 -j 1')
-
-
-def coco(made, part):
-    return COCO(made / f'coco/annotations/instances_{part}2014.json')
-
-
-def voc_mask(made, number):
-    """With VOC's palette; the picture is COCO's."""
-    voc, (scene,) = made / 'VOCdevkit/VOC2012', made.glob(f'coco/*2014/COCO_*2014_{number:012d}.jpg')
-    assert (voc / f'JPEGImages/{number:06d}.jpg').read_bytes() == scene.read_bytes()
-    mask = Image.open(voc / f'SegmentationClassAug/{number:06d}.png')
-    assert (mask.mode, mask.getpalette()[:63]) == ('P', voc_palette().ravel().tolist()[:63])
-    return np.asarray(mask)
 
 
 def contents(folder):
@@ -77,22 +56,15 @@ def test_two_workers_write_the_same_bytes_and_a_second_call_writes_nothing(made,
     assert [path.name for path in out.parent.iterdir()] == ['out']
 
 
-def is_default(number):
-    return signal.getsignal(number) is signal.SIG_DFL
-
-
 def late():
     time.sleep(0.5)
     OBEY_PARENT()
 
 
-OBEY_PARENT = sample._obey_parent
-
-
 def test_workers_end_when_told_though_their_parent_only_notes_signals(monkeypatch):
     """A pool ends its workers by SIGTERM, even those that have just begun, and waits for them."""
     with StopRequest(), sample.pool_map(2) as map_:
-        assert list(map_(is_default, [signal.SIGTERM])) == [True]
+        assert list(map_(signal.getsignal, [signal.SIGTERM])) == [signal.SIG_DFL]
     monkeypatch.setattr(sample, '_obey_parent', late)
     with StopRequest(), sample.pool_map(2):
         pass
@@ -106,46 +78,43 @@ def test_seeds_and_parts_share_no_scene_and_longer_sets_begin_with_shorter_ones(
     assert sample.plan(0, 'val', 30) != sample.plan(0, 'train', 30)
 
 
-@every_part
-def test_polygons_masks_and_areas_agree(made, part):
-    index = coco(made, part)
-    assert [category['name'] for category in index.dataset['categories']] == list(CLASS_NAMES)
+def assert_drawn(annotation, decoded, mask):
+    """A polygon within the scene, with its own box and area, around what the mask shows of its category."""
+    points, shown = np.reshape(annotation['segmentation'], (-1, 2)), mask[decoded]
+    assert (points >= 0).all() and (points <= SCENE).all()
+    assert annotation['bbox'] == pytest.approx([*points.min(0), *np.ptp(points, 0)], abs=0.011)
+    assert annotation['area'] == pytest.approx(polygon_area(points), abs=0.01)
+    assert decoded.sum() == pytest.approx(annotation['area'], rel=0.04, abs=12)
+    inside, around = (shown == annotation['category_id']).sum(), (shown == IGNORED).sum()
+    assert inside + around >= decoded.sum() - 1  # the pixel of a tip: COCO rounds corners, we do not
+    assert inside > around / 2
+
+
+@pytest.mark.parametrize('part', SCENES)
+def test_the_layouts_show_the_same_objects(made, part):
+    index, folder = COCO(made / f'coco/annotations/instances_{part}2014.json'), ImageFolder(made / 'imagenet' / part)
+    voc, classes = made / 'VOCdevkit/VOC2012', [category['name'] for category in index.dataset['categories']]
+    assert classes == folder.classes == list(CLASS_NAMES)
     for number, image in index.imgs.items():
-        mask, annotations = voc_mask(made, number), index.imgToAnns[number]
-        expected = np.zeros((SCENE, SCENE), np.uint8)
-        for annotation in annotations:
-            points = np.reshape(annotation['segmentation'], (-1, 2))
-            assert (points >= 0).all() and (points <= SCENE).all()
-            assert annotation['bbox'] == pytest.approx([*points.min(0), *np.ptp(points, 0)], abs=0.011)
-            assert annotation['area'] == pytest.approx(polygon_area(points), abs=0.01)
+        scene = made / f'coco/{part}2014' / image['file_name']
+        assert (voc / f'JPEGImages/{number:06d}.jpg').read_bytes() == scene.read_bytes()
+        palette_mask = Image.open(voc / f'SegmentationClassAug/{number:06d}.png')
+        assert (palette_mask.mode, palette_mask.getpalette()[:63]) == ('P', voc_palette()[:21].ravel().tolist())
+        mask, expected = np.asarray(palette_mask), np.zeros((SCENE, SCENE), np.uint8)
+        for annotation in index.imgToAnns[number]:
             decoded = index.annToMask(annotation).astype(bool)
             expected[decoded] = annotation['category_id']
-            assert decoded.sum() == pytest.approx(annotation['area'], rel=0.04, abs=12)
-            inside, around = (mask[decoded] == annotation['category_id']).sum(), (mask[decoded] == IGNORED).sum()
-            assert inside + around >= decoded.sum() - 1  # the pixel of a tip: COCO rounds corners, we do not
-            assert inside > around / 2
+            assert_drawn(annotation, decoded, mask)
         assert mask.shape == (image['height'], image['width'])
-        assert ((mask != expected) & (mask != IGNORED)).sum() <= len(annotations)
-        assert (mask == IGNORED).any() == bool(annotations)
-
-
-@every_part
-def test_folder_pictures_are_the_annotated_objects(made, part):
-    index, folder = coco(made, part), ImageFolder(made / 'imagenet' / part)
-    assert folder.classes == list(CLASS_NAMES)
-    found = {}
-    for path, label in folder.samples:
-        number, place = map(int, re.fullmatch(r'(\d{6})_(\d)\.jpg', Path(path).name).groups())
-        found[10 * number + place] = label + 1
+        assert ((mask != expected) & (mask != IGNORED)).sum() <= len(index.imgToAnns[number])
+        assert (mask == IGNORED).any() == bool(index.imgToAnns[number])
+    names = [re.fullmatch(r'(\d{6})_(\d)\.jpg', Path(path).name).groups() for path, _ in folder.samples]
+    found = {int(number + place): label + 1 for (number, place), label in zip(names, folder.targets, strict=True)}
     assert found == {key: annotation['category_id'] for key, annotation in index.anns.items()}
     assert np.ptp(np.bincount(folder.targets, minlength=len(CLASS_NAMES))) <= 1
-
-
-def test_objects_are_small_medium_and_large_and_some_scenes_empty(made):
-    index = coco(made, 'train')
     sizes = np.digitize([annotation['area'] for annotation in index.anns.values()], [32**2, 96**2])
-    assert min(np.bincount(sizes)) >= 2
-    assert [number for number in index.imgs if not index.imgToAnns[number]]
+    assert min(np.bincount(sizes, minlength=3)) >= {'train': 2, 'val': 1}[part]
+    assert not all(index.imgToAnns[number] for number in index.imgs)
 
 
 @pytest.mark.parametrize('labels', [(7,), (8, 6, 5), (1, 2, 3, 4)])
@@ -163,21 +132,17 @@ def test_a_frame_holds_its_object_alone(tmp_path, labels):
         assert np.abs(difference).mean() < 8  # what JPEG loses
 
 
-def test_what_is_there_is_kept(script, tmp_path, capsys):
+def test_what_cannot_be_written_leaves_nothing_and_what_is_there_is_kept(tmp_path, capsys, monkeypatch):
+    script = Script(sample, tmp_path / 'out', '--train 4 --val 4 -j 1')
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, 'write_index', Mock(side_effect=OSError(28, 'No space left on device')))
+        assert 'No space left on device' in script.error(capsys)
+    for arguments in '--train 3', '--val 0', '--seed -1', '--train many', '-j 0':
+        assert arguments.split()[0] in script.error(capsys, *arguments.split())
+    assert not list(tmp_path.iterdir())
     script()
     before = contents(tmp_path)
     assert f'{tmp_path}/out exists already' in script.error(capsys, '--seed', 1)
     assert contents(tmp_path) == before
     below_a_file = tmp_path / 'out' / 'sample.json' / 'out'
     assert f'cannot write {below_a_file}: ' in Script(sample, below_a_file, '-j 1').error(capsys)
-
-
-@pytest.mark.parametrize('arguments', ['--train 3', '--val 0', '--seed -1', '--train many', '-j 0', ''])
-def test_senseless_arguments_and_a_full_disk_leave_nothing(script, tmp_path, capsys, monkeypatch, arguments):
-    def full(*_):
-        raise OSError(errno.ENOSPC, 'No space left on device')
-
-    monkeypatch.setattr(sample, 'write_index', full)
-    error = script.error(capsys, *arguments.split())
-    assert (arguments.split()[0] if arguments else 'No space left on device') in error
-    assert not list(tmp_path.iterdir())
