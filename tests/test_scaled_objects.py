@@ -14,25 +14,22 @@ from utils.scale_errors import ScaleErrors
 WHITE = np.full((28, 28), 255, np.uint8)
 
 
-@pytest.fixture(scope='module')
-def drawn(tmp_path_factory):
-    """The first 48 shapes of each part, and their folder."""
-    folder = tmp_path_factory.mktemp('shapes')
-    return folder, {part: shapes(folder, 0, part, 48, 1) for part in ('train', 'val')}
-
-
-def test_shapes_are_drawn_from_seed_part_and_number_and_kept(drawn, tmp_path, monkeypatch):
-    folder, sets = drawn
+def test_shapes_are_drawn_from_seed_part_and_number_and_kept(tmp_path, monkeypatch):
+    train, val = (shapes(tmp_path, 0, part, 48, 1) for part in ('train', 'val'))
     longer = shapes(tmp_path, 0, 'train', 52, 1)
-    assert np.array_equal(longer.pictures[:48], sets['train'].pictures)
-    assert np.array_equal(longer.sizes[:48], sets['train'].sizes)
-    for other in sets['val'], shapes(tmp_path, 1, 'train', 8, 1):
-        assert not np.isin(other.sizes, sets['train'].sizes).any()
-    assert np.bincount(sets['train'].labels).tolist() == [6] * len(CLASS_NAMES)
-    assert 7.5 <= sets['train'].sizes.min() < 9 and 38 < sets['train'].sizes.max() <= 45
+    assert np.array_equal(longer.pictures[:48], train.pictures)
+    assert np.array_equal(longer.sizes[:48], train.sizes)
+    for other in val, shapes(tmp_path, 1, 'train', 8, 1):
+        assert not np.isin(other.sizes, train.sizes).any()
+    assert np.bincount(train.labels).tolist() == [6] * len(CLASS_NAMES)
+    assert 7.5 <= train.sizes.min() < 9 and 38 < train.sizes.max() <= 45
     assert SHAPE_SIZES == (7.5, 45)
     monkeypatch.setattr(scaled_objects, 'draw_cells', None)
-    assert np.array_equal(shapes(folder, 0, 'val', 48, 1).pictures, sets['val'].pictures)
+    assert np.array_equal(shapes(tmp_path, 0, 'val', 48, 1).pictures, val.pictures)
+    picture, target = train[5]
+    assert picture.shape == (3, 48, 48) and picture.dtype == torch.uint8
+    assert (int(target.label), int(target.third)) == (train.labels[5], third_of(train.sizes[5], SHAPE_SIZES))
+    assert torch.equal(replace(train, transform=lambda pixels: pixels.flip(1))[5][0], picture.flip(1))
 
 
 def test_shapes_look_as_large_as_they_are_said_to_be(tmp_path, monkeypatch):
@@ -70,19 +67,11 @@ def test_photos_are_scaled_log_uniformly_and_lie_everywhere():
     assert np.array(small).mean() == pytest.approx(23.5, abs=2)
 
 
-def test_a_sample_is_a_picture_with_class_and_third(drawn):
-    assert [third_of(size, (10, 80)) for size in (10, 19.9, 20.1, 39.9, 40.1, 80)] == [0, 0, 1, 1, 2, 2]
-    train = drawn[1]['train']
-    picture, target = train[5]
-    assert picture.shape == (3, 48, 48) and picture.dtype == torch.uint8
-    assert (int(target.label), int(target.third)) == (train.labels[5], third_of(train.sizes[5], SHAPE_SIZES))
-    upside_down = replace(train, transform=lambda pixels: pixels.flip(1))
-    assert torch.equal(upside_down[5][0], picture.flip(1))
-
-
 def test_errors_by_size_add_up():
+    """A third of the logarithm's range each."""
+    assert [third_of(size, (10, 80)) for size in (10, 19.9, 20.1, 39.9, 40.1, 80)] == [0, 0, 1, 1, 2, 2]
+    errors, resumed = (ScaleErrors(torch.device('cpu')) for _ in range(2))
     torch.manual_seed(0)
-    errors = ScaleErrors(torch.device('cpu'))
     outputs, labels, thirds = torch.randn(50, 8), torch.randint(8, (50,)), torch.randint(3, (50,))
     for part in (slice(0, 32), slice(32, 50)):
         errors.update(torch.tensor(1.0), outputs[part], Target(labels[part], thirds[part]))
@@ -91,6 +80,5 @@ def test_errors_by_size_add_up():
     assert list(found['pictures'].values()) == thirds.bincount().tolist()
     for number, name in enumerate(THIRDS):
         assert found[name] == pytest.approx(100 * wrong[thirds == number].double().mean().item())
-    resumed = ScaleErrors(torch.device('cpu'))
     resumed.load_state_dict(errors.state_dict())
     assert resumed.compute() == found
