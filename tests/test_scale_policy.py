@@ -1,7 +1,6 @@
 """Scale policies: the interface that observes elastic blocks, what is measured with it, and the tool that draws it."""
 
 import json
-from collections import Counter
 
 import pytest
 import torch
@@ -35,28 +34,23 @@ def family(request, small):
 
 
 @torch.no_grad()
-def test_observed_branches_are_what_the_block_sums(family, monkeypatch):
+def test_observed_branches_are_what_the_block_sums_and_observing_changes_nothing(family, monkeypatch):
     name, net = family
-    blocks = {key: module for key, module in net.named_modules() if isinstance(module, Split)}
+    x, state = images(1, 65), {name: value.clone() for name, value in net.state_dict().items()}
     sums, seen = [], []
+    blocks = {key: module for key, module in net.named_modules() if isinstance(module, Split)}
     for block in blocks.values():
         if block.elastic:
             monkeypatch.setattr(block, 'merged', lambda x, of=block.merged: sums.append(of(x)) or sums[-1].clone())
+    before = net(x)
+    sums.clear()
     with observed(net, lambda name, output, branches: seen.append((name, branches))):
-        net(images(1, 65))
+        assert torch.equal(net(x), before)
     assert [name for name, _ in seen] == list(blocks)
     pairs = [branches for _, branches in seen if branches]
     assert len(pairs) == len(sums) == sum(STAGES[name][1])
     for (full, half), expected in zip(pairs, sums, strict=True):
         torch.testing.assert_close(full + half, expected)
-
-
-@torch.no_grad()
-def test_observing_changes_nothing_and_leaves_nothing(family):
-    net, x = family[1], images()
-    before, state = net(x), {name: value.clone() for name, value in net.state_dict().items()}
-    with observed(net, lambda *_: None):
-        assert torch.equal(net(x), before)
     with pytest.raises(ZeroDivisionError), observed(net, lambda *_: 1 / 0):
         net(x)
     assert torch.equal(net(x), before)
@@ -71,16 +65,6 @@ def test_a_net_in_training_or_without_elastic_blocks_is_refused(small):
         measure(FAMILIES['dla'](8).eval(), [], 64)
 
 
-@pytest.mark.parametrize('pixels', [64, 97])
-def test_stages_are_those_of_the_resolution(family, pixels):
-    name, net = family
-    policies = measure(net, [images(1, pixels)], pixels)
-    for blocks, counts in zip((policies.blocks, policies.elastic), STAGES[name], strict=True):
-        assert [block.stage for block in blocks] == [stage for stage, n in enumerate(counts, 1) for _ in range(n)]
-    assert {block.stage: block.sizes for block in policies.elastic} == {1: ('XL', 'L'), 2: ('L', 'M'), 3: ('M', 'S')}
-    assert {block.sizes for block in policies.blocks if block.stage == 4} == {('S',)}
-
-
 def test_stages_at_every_size():
     for pixels in range(32, 500):
         for round_up in ('111', '110', '100', '000'):  # stem and first stages up, as all nets; DenseNet then down
@@ -93,19 +77,20 @@ def test_stages_at_every_size():
 
 
 @pytest.mark.parametrize('silent', ['full', 'half'])
-def test_the_other_branch_wins_everywhere_where_one_is_silenced(family, silent):
+def test_blocks_have_the_stages_of_their_resolution_and_the_other_branch_wins_where_one_is_silenced(family, silent):
     name, net = family
     last = ('conv2' if name.startswith('densenet') else 'conv3') + '_d' * (silent == 'half')
-    blocks = [block for block in net.modules() if isinstance(block, Split) and block.elastic]
-    for block in blocks:
-        nn.init.zeros_(block.get_submodule(last).weight)
-    policies = measure(net, [images()], 64)
+    for block in net.modules():
+        if isinstance(block, Split) and block.elastic:
+            nn.init.zeros_(block.get_submodule(last).weight)
+    policies = measure(net, [images(2, 97)], 97)
+    for blocks, counts in zip((policies.blocks, policies.elastic), STAGES[name], strict=True):
+        assert [block.stage for block in blocks] == [stage for stage, n in enumerate(counts, 1) for _ in range(n)]
     assert (policies.shares == (silent == 'half')).all()
     for image in range(2):
-        sizes = Counter(size for block, size in zip(policies.blocks, policies.sizes(image), strict=True)
-                        if block.elastic)  # fmt: skip
-        offered = ('XL', 'L', 'M') if silent == 'half' else ('L', 'M', 'S')
-        assert sizes == dict(zip(offered, STAGES[name][1], strict=True))
+        for block, size in zip(policies.blocks, policies.sizes(image), strict=True):
+            assert block.sizes == ('XL', 'L', 'M', 'S')[block.stage - 1 : block.stage + block.elastic]
+            assert size == block.sizes[-1 if silent == 'full' else 0]
 
 
 def test_responses_are_means_of_absolute_values_at_the_blocks_resolution(small):
@@ -123,17 +108,11 @@ def test_responses_are_means_of_absolute_values_at_the_blocks_resolution(small):
 
 
 @pytest.fixture
-def saved(small, folder, tmp_path):
-    """A checkpoint of the small net for the classes of the folder."""
+def tool(small, folder, tmp_path):
+    """The tool on a checkpoint of the small net for the classes of the folder, writing to out/policy.png."""
     content = {'arch': 'small', 'task': 'imagenet', 'classes': sorted(path.name for path in (folder / 'val').iterdir())}
     torch.save({**content, 'state_dict': small().state_dict()}, tmp_path / 'small.pth')
-    return tmp_path / 'small.pth'
-
-
-@pytest.fixture
-def tool(saved, tmp_path):
-    """The tool on this checkpoint, writing to out/policy.png."""
-    return Script(scale_policy, saved, f'--image-size 64 --device cpu --out {tmp_path}/out/policy.png')
+    return Script(scale_policy, tmp_path / 'small.pth', f'--image-size 64 --device cpu -o {tmp_path}/out/policy.png')
 
 
 def numbers(tmp_path):
@@ -143,10 +122,8 @@ def numbers(tmp_path):
     return json.loads((tmp_path / 'out' / 'policy.json').read_text())
 
 
-@pytest.mark.parametrize('rows', [2, 24])
-def test_pictures(tool, saved, small, folder, tmp_path, monkeypatch, rows):
-    """Also with a file of 2019, which names neither its net nor its classes."""
-    monkeypatch.setattr('utils.policy_figure.MOST_ROWS', rows)
+def test_pictures(tool, small, folder, tmp_path, monkeypatch):
+    """Also with a file of 2019, which names neither its net nor its classes, and with more pictures than are drawn."""
     paths = [folder / 'val' / 'cat' / '0.png', folder / 'val' / 'ant' / '1.png', folder / 'train' / 'fox' / '2.png']
     tool(*paths)
     found = numbers(tmp_path)
@@ -157,14 +134,13 @@ def test_pictures(tool, saved, small, folder, tmp_path, monkeypatch, rows):
         assert all(size in sizes for size, sizes in zip(image['sizes'].split(), offered, strict=True))
         shares = [full / (full + half) for full, half in zip(image['full'], image['half'], strict=True)]
         assert [image['share'], *image['shares']] == pytest.approx([sum(shares) / 4, *shares], rel=1e-3)
-    torch.save(small().state_dict(), saved)
+    torch.save(small().state_dict(), tmp_path / 'small.pth')
+    monkeypatch.setattr('utils.policy_figure.MOST_ROWS', 2)
     tool(*paths, '--arch', 'small')
     assert numbers(tmp_path) == found
 
 
-@pytest.mark.parametrize('classes', [4, 24])
-def test_a_folder_by_class_and_its_extremes(tool, folder, tmp_path, monkeypatch, classes):
-    monkeypatch.setattr('utils.policy_figure.MOST_CLASSES', classes)
+def test_a_folder_by_class_and_its_extremes(tool, folder, tmp_path, monkeypatch):
     tool(folder / 'val', '-b', 5)
     found = numbers(tmp_path)
     assert list(found['classes']) == ['ant', 'bee', 'cat', 'dog', 'eel', 'fox']
@@ -176,13 +152,16 @@ def test_a_folder_by_class_and_its_extremes(tool, folder, tmp_path, monkeypatch,
         assert summary['prefer_full'] == pytest.approx(prefer, rel=1e-3)
     ranked = [image['file'] for image in sorted(found['images'], key=lambda image: image['share'])]
     assert (found['least'], found['most']) == (ranked[:10], ranked[:-11:-1])
+    monkeypatch.setattr('utils.policy_figure.MOST_CLASSES', 4)
+    tool(folder / 'val', '-b', 5)
+    assert numbers(tmp_path) == found
 
 
-def test_mistakes_are_one_line_and_leave_nothing(tool, saved, folder, tmp_path, capsys, monkeypatch):
-    picture = folder / 'val' / 'cat' / '0.png'
+def test_mistakes_are_one_line_and_leave_nothing(tool, folder, tmp_path, capsys, monkeypatch):
+    picture, below_a_file = folder / 'val' / 'cat' / '0.png', tmp_path / 'small.pth' / 'x.png'
     assert 'no picture and no folder' in tool.error(capsys, picture, folder / 'nowhere.png')
     assert 'give one folder, or pictures' in tool.error(capsys, picture, folder / 'val')
-    assert f'cannot write {saved}/x.png' in tool.error(capsys, picture, '--out', f'{saved}/x.png')
+    assert f'cannot write {below_a_file}' in tool.error(capsys, picture, '--out', below_a_file)
     assert '--out' in tool.error(capsys, picture, '--out', tmp_path / 'x.jpg')
     picture.write_bytes(picture.read_bytes()[:200])
     assert str(picture) in tool.error(capsys, picture)
