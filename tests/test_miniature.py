@@ -1,6 +1,7 @@
 """The miniature comparison: its pair of nets, its runs and its report."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,13 +11,12 @@ from tests.runs import epochs
 from tools import miniature
 from tools.miniature import Recipe
 from utils.comparison import cell, draw, spread, table
-from utils.errors import UserError
 
 # One pass over 32 shapes, two over 16 photos.
 QUICK = Recipe(updates=4, batch_size=8, train=(32, 16), test=(16, 20))
 
 
-def test_the_nets_cost_the_same_and_differ_as_in_the_paper():
+def test_the_nets_cost_the_same_and_differ_as_in_the_paper_and_all_updates_are_done():
     """(3, 4, 6, 3) becomes (6, 8, 5, 3): the first two doubled, one fewer in the third, the last as it is."""
     first, second, third, fourth = miniature.DEPTHS['base']
     assert miniature.DEPTHS['elastic'] == (2 * first, 2 * second, third - 1, fourth)
@@ -26,13 +26,9 @@ def test_the_nets_cost_the_same_and_differ_as_in_the_paper():
     costs = miniature.costs(8)
     assert [round(parameters / 1e6, 2) for parameters, _ in costs.values()] == [4.59, 4.47]
     assert 0.96 < costs['elastic'][1] / costs['base'][1] < 1.01
-
-
-@pytest.mark.parametrize('pictures', miniature.RECIPE.train)
-def test_the_updates_fill_whole_epochs(pictures):
-    recipe = miniature.RECIPE
-    assert pictures % recipe.batch_size == 0
-    assert recipe.epochs(pictures) * pictures == recipe.updates * recipe.batch_size
+    for pictures in miniature.RECIPE.train:  # fill whole epochs
+        assert pictures % miniature.RECIPE.batch_size == 0
+        assert miniature.RECIPE.epochs(pictures) * pictures == miniature.RECIPE.updates * miniature.RECIPE.batch_size
 
 
 @pytest.fixture
@@ -45,7 +41,7 @@ def quick(monkeypatch, fashion, tmp_path):
     return Script(miniature, '--device', f'cpu --output {tmp_path}/out --source {fashion} --seeds 3')
 
 
-def test_runs_are_noted_and_not_repeated(quick, tmp_path, capsys, monkeypatch):
+def test_runs_are_noted_and_not_repeated_and_go_on_where_they_were_cut_off(quick, tmp_path, capsys, monkeypatch):
     quick()
     printed, out = capsys.readouterr().out, tmp_path / 'out'
     assert not list(out.rglob('*.pth.tar'))
@@ -56,44 +52,31 @@ def test_runs_are_noted_and_not_repeated(quick, tmp_path, capsys, monkeypatch):
     assert noted['results'] == [json.loads((folder / 'result.json').read_text()) for folder in folders]
     assert [sum(result['pictures'].values()) for result in noted['results']] == [16, 16, 20, 20]
     assert [len(epochs(folder)) for folder in folders] == [2, 2, 3, 3]  # with the line that begins a run
-    monkeypatch.setattr(miniature, 'fit', None)
-    quick()
+    with monkeypatch.context() as patch:
+        patch.setattr(miniature, 'fit', None)
+        quick()
     assert capsys.readouterr().out == printed
+    shutil.rmtree(folders[0])
+    with monkeypatch.context() as patch, pytest.raises(TypeError):  # trained anew, but cut off at the test
+        patch.setattr(miniature, 'evaluate', None)
+        quick()
+    assert [path.parent for path in out.rglob('*.pth.tar')] == folders[:1]
+    quick('--source', tmp_path / 'nowhere')
+    told = capsys.readouterr()
+    assert f'no folder {tmp_path}/nowhere: Fashion-MNIST is left out' in told.err
+    assert [row[:18] for row in told.out.splitlines()[2:]] == ['| shapes | base | ', '| shapes | elastic']
+    assert sum('epoch' in record for record in epochs(folders[0])) == 1  # it was not trained again
+    again = json.loads((folders[0] / 'result.json').read_text())
+    assert again | {'seconds': 0} == noted['results'][0] | {'seconds': 0}
     monkeypatch.setattr(miniature, 'RECIPE', replace(QUICK, lr=0.1))
     assert 'another recipe' in quick.error(capsys)
 
 
-def test_a_run_that_was_cut_off_goes_on(quick, tmp_path, monkeypatch, capsys):
-    """Cut off at the test, it does not train again, and comes to what a run in one piece comes to."""
-
-    def cut_off(*_):
-        raise UserError('cut off')
-
-    def finish():
-        quick('--source', tmp_path / 'nowhere')
-        found = json.loads((tmp_path / 'out' / 'shapes_base_3' / 'result.json').read_text())
-        return found | {'seconds': 0}
-
-    straight, told = finish(), capsys.readouterr()
-    assert f'no folder {tmp_path}/nowhere: Fashion-MNIST is left out' in told.err
-    assert [row[:18] for row in told.out.splitlines()[2:]] == ['| shapes | base | ', '| shapes | elastic']
-    (tmp_path / 'out').rename(tmp_path / 'straight')
-    with monkeypatch.context() as patch, pytest.raises(UserError, match='cut off'):
-        patch.setattr(miniature, 'evaluate', cut_off)
-        finish()
-    assert [path.parent.name for path in (tmp_path / 'out').rglob('*.pth.tar')] == ['shapes_base_3']
-    assert finish() == straight
-    assert sum('epoch' in record for record in epochs(tmp_path / 'out' / 'shapes_base_3')) == 1
-
-
-def test_a_table_that_cannot_be_written(quick, tmp_path, capsys):
+def test_wrong_seeds_and_a_table_that_cannot_be_written(quick, tmp_path, capsys):
+    for seeds in '', '0,0', '-1', '1.5', 'x':
+        assert '--seeds' in quick.error(capsys, f'--seeds={seeds}')
     (tmp_path / 'out' / 'miniature.md').mkdir(parents=True)
     assert quick.error(capsys) == f'error: cannot write {tmp_path}/out/miniature.md: it is a folder'
-
-
-@pytest.mark.parametrize('seeds', ['', '0,0', '-1', '1.5', 'x'])
-def test_wrong_seeds(capsys, seeds):
-    assert '--seeds' in Script(miniature, f'--seeds={seeds}').error(capsys)
 
 
 def results_of(net: str, errors: list[float]) -> list[dict]:
