@@ -101,26 +101,26 @@ def write_folder(folder, classes=('ant', 'bee', 'cat', 'dog', 'eel', 'fox'), tra
     return folder
 
 
+SETS = {
+    'classify': write_folder,  # 36 + 18 pictures of six classes
+    'multilabel_classify': partial(write_coco, train=24, val=9),  # pictures of three classes in COCO's layout of 2014
+    'segment': partial(write_voc, train_aug=[(40, 48)] * 13, val=[(30, 40), (50, 33), (30, 40)]),
+}
+
+
 @pytest.fixture
 def folder(tmp_path):
-    """36 training and 18 validation pictures of six classes."""
-    return write_folder(tmp_path / 'pictures')
+    return SETS['classify'](tmp_path / 'pictures')
 
 
 @pytest.fixture(name='coco')
 def coco_set(tmp_path):
-    """24 + 9 pictures of three classes in COCO's layout of 2014."""
-    return write_coco(tmp_path / 'coco', train=24, val=9)
-
-
-def write_devkit(folder):
-    """13 + 3 scenes in VOC's layout."""
-    return write_voc(folder, train_aug=[(40, 48)] * 13, val=[(30, 40), (50, 33), (30, 40)])
+    return SETS['multilabel_classify'](tmp_path / 'coco')
 
 
 @pytest.fixture
 def devkit(tmp_path):
-    return write_devkit(tmp_path / 'devkit')
+    return SETS['segment'](tmp_path / 'devkit')
 
 
 @pytest.fixture(scope='session')
@@ -157,9 +157,6 @@ class Script:
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1, lines
         return lines[0]
-
-
-SETS = {'classify': write_folder, 'multilabel_classify': partial(write_coco, train=24, val=9), 'segment': write_devkit}
 
 
 def small_script(name, data):
