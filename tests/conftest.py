@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import models
 from models.elastic import SplitBottleneck
 from models.resnext import ResNeXt
-from tests.pictures import write_coco, write_fashion, write_voc
+from tests.pictures import write_coco, write_voc
 from utils import coco, image_folder, voc
 from utils.errors import exit_cleanly
 from utils.reporting import Log
@@ -121,13 +121,6 @@ def coco_set(tmp_path):
 @pytest.fixture
 def devkit(tmp_path):
     return SETS['segment'](tmp_path / 'devkit')
-
-
-@pytest.fixture(scope='session')
-def fashion(tmp_path_factory):
-    """Fashion-MNIST's four files, of 40 white photos each."""
-    white = np.full((40, 28, 28), 255, np.uint8)
-    return write_fashion(tmp_path_factory.mktemp('fashion'), white, white)
 
 
 @pytest.fixture(autouse=True)

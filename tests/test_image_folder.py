@@ -1,6 +1,9 @@
-"""utils/image_folder.py: training crops against torchvision's, pixels against Pillow, damage named, loading workers."""
+"""utils/image_folder.py and utils/folder_index.py: crops, pixels, damage, workers; which pictures a folder holds."""
 
+import os
 import pickle
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +11,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import io, transforms
+from torchvision.datasets import ImageFolder
 
 from data.drawn_photos import draw_photo
-from utils import image_folder
+from utils import folder_index, image_folder
 from utils.data import Seeded, collate
 from utils.errors import UserError
+from utils.folder_index import cache_file, open_index, read_cache
 from utils.image_folder import RandomCrop, open_image, open_pixels, open_train_and_val
 
 THEIRS = transforms.Compose(
@@ -91,3 +96,164 @@ def test_workers_load_what_the_process_itself_loads(folder, part, load):
     assert labels.tolist() == [[2, 0, 1], [5, 0, 2]][part]
     assert images.tolist() == [samples[key][0].tolist() for key in keys]
     assert images.float().mean((1, 2, 3)).tolist() == pytest.approx((labels * 30 + 40).tolist(), abs=10)
+
+
+# Which pictures a folder holds
+
+
+NAMES = [
+    *('ant/b.jpg', 'ant/a.JPEG', 'ant/B.PNG', 'ant/.jpg', 'ant/notes.txt', 'ant/jpg', 'ant/x.jpg.part', 'ant/10.webp'),
+    *('ant/9.tiff', 'ant/sub/c.png', 'ant/sub/deep/er/d.ppm', 'ant/sub z/e.bmp', 'ant/sub.jpg/f.Jpg', 'Bee/z.pgm'),
+    *('Bee/none/README', '_c/one.tif', 'stray.jpg', 'caf\u00e9/\u732b.jpg', 'caf\u00e9/a\nb.jpg', 'w s/a b.jpg'),
+    f'Bee/{os.fsdecode(bytes([255]))}.jpg',
+]
+ALL = ['ant', 'bee', 'cat', 'pictures', 'sub']  # the folders of `pictures`
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache folder of the test's own, where indexes of any size and of folders made just now are kept."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setattr(folder_index, 'SMALLEST', 1)
+    monkeypatch.setattr(folder_index, 'UNSETTLED_SECONDS', 0)
+    return tmp_path / 'cache' / 'elastic'
+
+
+def touch(folder, *names):
+    for path in map(folder.joinpath, names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def rest():
+    """Let the file system's clock go on: a change after this has another time."""
+    time.sleep(0.03)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three classes, one of them with a folder in it."""
+    touch(tmp_path / 'pictures', 'ant/1.jpg', 'ant/2.jpg', 'bee/1.jpg', 'bee/sub/2.jpg', 'cat/1.jpg')
+    rest()
+    return tmp_path / 'pictures'
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    """Opens a folder; the names of the folders that were listed for it, sorted."""
+    names, scan = [], folder_index.scan
+    monkeypatch.setattr(folder_index, 'scan', lambda path: [names.append(Path(path).name), scan(path)][1])
+
+    def listed_for(folder):
+        names.clear()
+        open_index(folder)
+        return sorted(names)
+
+    return listed_for
+
+
+def assert_as_torchvision(folder):
+    ours, theirs = open_index(folder), ImageFolder(str(folder))
+    assert list(ours) == theirs.samples
+    assert (ours.classes, ours.labels().tolist(), len(ours)) == (theirs.classes, theirs.targets, len(theirs))
+    assert ours[-1] == theirs.samples[-1]
+
+
+def test_samples_are_torchvisions(tmp_path, listed, monkeypatch):
+    touch(tmp_path / 'pictures', *NAMES)
+    touch(tmp_path / 'other', 'g.jpg', 'in/h.png')
+    links = {'linked': 'other', 'ant/linked.png': 'other/g.jpg', 'ant/broken.png': 'nowhere', 'Bee/o.png': 'Bee/o.png'}
+    for link, target in links.items():
+        (tmp_path / 'pictures' / link).symlink_to(tmp_path / target)
+    rest()
+    monkeypatch.chdir(tmp_path)
+    for folder in tmp_path / 'pictures', Path('pictures'):  # of relative paths, from the cache
+        assert_as_torchvision(folder)
+        assert listed(folder) == ['pictures']
+
+
+def set_back(folder):
+    noted = (folder / 'ant').stat()
+    touch(folder, 'ant/3.jpg')
+    os.utime(folder / 'ant', ns=(noted.st_atime_ns, noted.st_mtime_ns))
+
+
+CHANGES = {
+    'none': (lambda folder: None, []),
+    'added': (lambda folder: touch(folder, 'ant/3.jpg'), ['ant']),
+    'added, time set back': (set_back, ['ant']),
+    'moved': (lambda folder: (folder / 'ant' / '1.jpg').rename(folder / 'cat' / '9.jpg'), ['ant', 'cat']),
+    'deeper': (lambda folder: touch(folder, 'bee/sub/new/3.jpg'), ['bee', 'new', 'sub']),
+    'class': (lambda folder: touch(folder, 'bat/3.jpg'), ['bat']),
+    'class gone': (lambda folder: (folder / 'ant').rename(folder.parent / 'ant'), []),
+}
+
+
+@pytest.mark.parametrize('change, again', CHANGES.values(), ids=CHANGES)
+def test_changed_classes_alone_are_listed_again(pictures, cache, listed, change, again):
+    assert listed(pictures) == ALL
+    (kept,) = (file.stat().st_ino for file in cache.iterdir())
+    change(pictures)
+    rest()
+    assert listed(pictures) == sorted([*again, 'pictures'])
+    assert_as_torchvision(pictures)
+    assert listed(pictures) == ['pictures']
+    (now,) = (file.stat().st_ino for file in cache.iterdir())
+    assert (now == kept) == (not again and (pictures / 'ant').exists())
+
+
+def test_damaged_cache_and_that_of_something_else_are_not_believed(pictures, tmp_path, listed, monkeypatch):
+    touch(tmp_path / 'others', 'ant/other.jpg')
+    assert len(open_index(tmp_path / 'others')) == 1
+    expected, file, other = list(open_index(pictures)), cache_file(pictures), cache_file(tmp_path / 'others')
+    whole, random = file.read_bytes(), np.random.default_rng(0)
+    contents = [b'', whole[:100], whole[:-30], other.read_bytes()]
+    for place in random.integers(len(whole), size=100):
+        contents.append(whole[:place] + bytes([whole[place] ^ 1 << random.integers(8)]) + whole[place + 1 :])
+    for content in contents:
+        file.write_bytes(content)
+        assert list(open_index(pictures)) == expected
+    assert read_cache(other, pictures) == {}
+    monkeypatch.setattr(folder_index, 'FORMAT', b'another')  # as when other extensions count as pictures
+    assert listed(pictures) == ALL
+
+
+def on_a_full_disk(path, **_):
+    Path(path).write_bytes(b'half')
+    raise OSError(28, 'No space left on device')
+
+
+NOT_KEPT = {
+    'few pictures': lambda patch, folder: patch.setattr(folder_index, 'SMALLEST', 6),
+    'no folder': lambda patch, folder: patch.setenv('XDG_CACHE_HOME', str(folder / 'ant' / '1.jpg')),
+    'folder in its place': lambda patch, folder: (cache_file(folder) / 'x').mkdir(parents=True),
+    'full disk': lambda patch, folder: patch.setattr(np, 'savez', on_a_full_disk),
+}
+
+
+@pytest.mark.parametrize('spoil', NOT_KEPT.values(), ids=NOT_KEPT)
+def test_all_is_listed_again_where_no_cache_is_kept(pictures, cache, listed, monkeypatch, spoil):
+    spoil(monkeypatch, pictures)
+    assert listed(pictures) == listed(pictures) == ALL
+    assert_as_torchvision(pictures)
+    assert not [path for path in cache.glob('*') if path.is_file()]
+
+
+def test_folder_changed_just_now_is_listed_again(pictures, tmp_path, listed, monkeypatch):
+    """Its cache is in the home folder, as the environment names a relative one, which does not count."""
+    monkeypatch.setattr(folder_index, 'UNSETTLED_SECONDS', 1000)
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    monkeypatch.setenv('XDG_CACHE_HOME', 'relative')
+    assert listed(pictures) == listed(pictures) == ALL
+    assert list((tmp_path / 'home' / '.cache' / 'elastic').iterdir()) == [cache_file(pictures)]
+
+
+def test_empty_and_unreadable_folders_are_named(pictures, cache):
+    touch(pictures, *(f'none{number}/notes.txt' for number in range(9)))
+    with pytest.raises(UserError, match=r'no picture in class none0, .*, none4 and 4 more \(looked for \.jpg'):
+        open_index(pictures)
+    with pytest.raises(UserError, match='none8: holds no class folder'):
+        open_index(pictures / 'none8')
+    with pytest.raises(UserError, match='cannot read folder .*gone: No such file'):
+        open_index(pictures / 'gone')  # as one without permission
+    assert not cache.exists()
