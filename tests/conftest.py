@@ -4,12 +4,10 @@ import io
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections import namedtuple
 from contextlib import redirect_stdout
 from functools import cache, partial
 from importlib import import_module
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -185,17 +183,13 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(Log, 'draw', lambda log: None)
 
 
-class Undisturbed(NamedTuple):
-    """A run of two epochs that nothing stopped, without curves: to be read, not to be written to."""
-
-    train: Callable[..., None]  # the script, for other runs on the same set
-    folder: Path
-    lines: list[str]  # that it printed
-
-
 @pytest.fixture(scope='session')
 def undisturbed(tmp_path_factory):
-    """The run of the script of a name, trained once."""
+    """The run of the script of a name, two epochs that nothing stopped, without curves: to be read, not written to.
+
+    It has been done once; given are the script, for other runs on the same set, the folder, and the lines printed.
+    """
+    Undisturbed = namedtuple('Undisturbed', 'train folder lines')
 
     @cache
     def run(name: str) -> Undisturbed:
@@ -211,15 +205,18 @@ def undisturbed(tmp_path_factory):
     return run
 
 
-def stop_at(monkeypatch, call, number=signal.SIGTERM):
-    """Send this process a signal while the picture counted `call` is loaded, here or in the first worker."""
+def stop_at(monkeypatch, call, number=signal.SIGTERM, end=None):
+    """Send this process a signal while the picture counted `call` is loaded, here or in the first worker.
+
+    With `end`, that is called by the process that loads the picture instead.
+    """
     trainer, calls, load = os.getpid(), multiprocessing.Value('i'), image_folder.open_image
 
     def counting(path):
         worker = torch.utils.data.get_worker_info()
         calls.value += worker is None or worker.id == 0
         if calls.value == call:
-            os.kill(trainer, number)
+            end() if end else os.kill(trainer, number)
             calls.value += 1
         return load(path)
 

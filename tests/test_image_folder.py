@@ -20,20 +20,16 @@ from utils.errors import UserError
 from utils.folder_index import cache_file, open_index, read_cache
 from utils.image_folder import RandomCrop, open_image, open_pixels, open_train_and_val
 
+PHOTO = draw_photo(np.random.default_rng(0))
 THEIRS = transforms.Compose(
     [transforms.RandomResizedCrop(64), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
 )
 
 
-@pytest.fixture(scope='module')
-def photo():
-    return draw_photo(np.random.default_rng(0))
-
-
 @pytest.mark.parametrize('size', [(500, 375), (40, 300), (300, 9), (1, 1)])
-def test_crops_and_flips_are_torchvisions_and_pixels_but_for_rounding(photo, size):
+def test_crops_and_flips_are_torchvisions_and_pixels_but_for_rounding(size):
     """Pillow and torch round their weights otherwise: one pixel in ten may differ, by one of 255 levels."""
-    image, differing = photo.resize(size), []
+    image, differing = PHOTO.resize(size), []
     for seed in range(60):
         torch.manual_seed(seed)
         expected, state = THEIRS(image), torch.get_rng_state()
@@ -47,11 +43,11 @@ def test_crops_and_flips_are_torchvisions_and_pixels_but_for_rounding(photo, siz
 
 
 @pytest.mark.parametrize('decoder', [hasattr(io, 'decode_jpeg'), False])
-def test_pixels_are_those_of_pillow_which_does_not_decode_plain_jpegs(photo, tmp_path, decoder, monkeypatch):
+def test_pixels_are_those_of_pillow_which_does_not_decode_plain_jpegs(tmp_path, decoder, monkeypatch):
     """Pictures as they occur, ImageNet's odd ones among them."""
     if not decoder:
         monkeypatch.delattr(io, 'decode_jpeg', raising=False)
-    small, turned = photo.resize((61, 37)), Image.Exif()
+    small, turned = PHOTO.resize((61, 37)), Image.Exif()
     turned[0x0112] = 6  # to be shown turned; neither Pillow nor torchvision does so unasked
     for name, image, options in [
         ('plain.jpg', small, {}),
@@ -77,25 +73,30 @@ def test_pixels_are_those_of_pillow_which_does_not_decode_plain_jpegs(photo, tmp
 
 @pytest.mark.parametrize('load', [open_image, open_pixels])
 @pytest.mark.parametrize('keep', [0, 2, 300, 9000, -20, -1, None])
-def test_damaged_jpeg_is_named(photo, tmp_path, load, keep):
+def test_damaged_jpeg_is_named(tmp_path, load, keep):
     path = tmp_path / 'a.jpg'
     if keep is not None:
-        photo.save(path)
+        PHOTO.save(path)
         path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=f'cannot read image {path}: '):
         load(str(path))
 
 
-@pytest.mark.parametrize('part, load', [(0, open_pixels), (1, open_image)])
-def test_workers_load_what_the_process_itself_loads(folder, part, load):
-    pictures = open_train_and_val(folder, 8)[part]
-    assert pictures.load is load
-    samples, keys = Seeded(pictures, 0), [(1, number) for number in (17, 0, 7)]
-    copied = pickle.loads(pickle.dumps(samples))  # as where workers are not forked
-    ((images, labels),) = DataLoader(copied, batch_sampler=[keys], num_workers=1, collate_fn=collate)
-    assert labels.tolist() == [[2, 0, 1], [5, 0, 2]][part]
-    assert images.tolist() == [samples[key][0].tolist() for key in keys]
-    assert images.float().mean((1, 2, 3)).tolist() == pytest.approx((labels * 30 + 40).tolist(), abs=10)
+def draw(_):
+    return torch.rand(1, 1, 1)
+
+
+def test_augmentation_is_of_seed_epoch_and_sample_alone_whatever_process_draws_it(folder):
+    train, val = open_train_and_val(folder, 8)
+    assert (train.load, val.load) == (open_pixels, open_image)
+    train.transform = draw
+    keys = [(epoch, number) for epoch in (0, 1) for number in (17, 0, 7)]
+    copied = pickle.loads(pickle.dumps(Seeded(train, 0)))  # as where workers are not forked
+    ((drawn, labels),) = DataLoader(copied, batch_sampler=[keys], num_workers=1, collate_fn=collate)
+    assert labels.tolist() == 2 * [2, 0, 1]
+    here, other = ([Seeded(train, seed)[key][0].item() for key in keys] for seed in (0, 1))
+    assert drawn.flatten().tolist() == here
+    assert len({*here, *other}) == 2 * len(keys)
 
 
 # Which pictures a folder holds

@@ -13,7 +13,7 @@ from torch import nn
 import models
 from data.drawn_photos import draw_photo
 from models.elastic import Split, observed
-from tests.conftest import Script
+from tests.conftest import Script, TinyNet
 from tests.nets import FAMILIES, noise
 from tests.reference import load_weights
 from tools import scale_policy, stress_test
@@ -67,13 +67,6 @@ def test_branches_are_what_a_block_sums_and_to_observe_and_measure_them_changes_
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
-def test_a_net_in_training_or_without_elastic_blocks_is_refused(small):
-    with pytest.raises(ValueError, match='training'), observed(small().train(), lambda *_: None):
-        pass
-    with pytest.raises(ValueError, match='no block is elastic'):
-        measure(FAMILIES['dla'](8).eval(), [], 64)
-
-
 def test_stages_at_every_size():
     for pixels in range(32, 500):
         for round_up in ('111', '110', '100', '000'):  # stem and first stages up, as all nets; DenseNet then down
@@ -81,6 +74,13 @@ def test_stages_at_every_size():
             for stage, up in enumerate(round_up, 1):
                 assert stage_of(side, pixels) == stage
                 side = (side + int(up)) // 2
+
+
+def test_what_cannot_be_measured_is_refused(small):
+    with pytest.raises(ValueError, match='training'), observed(small().train(), lambda *_: None):
+        pass
+    with pytest.raises(ValueError, match='no block is elastic'):
+        measure(FAMILIES['dla'](8).eval(), [], 64)
     with pytest.raises(ValueError, match='32 pixels'):
         stage_of(32, 64)
 
@@ -194,14 +194,8 @@ def test_an_object_grows_by_the_factor(factor):
     assert (images[0][:, inside] != 0).all()
 
 
-class Ruler(nn.Module):
-    """Says class 1, `big`, where more than a tenth of the picture is white. Its head is of no use."""
-
-    heads = ('fc',)
-
-    def __init__(self, num_classes: int = 1000):
-        super().__init__()
-        self.fc = nn.Linear(1, num_classes)
+class Ruler(TinyNet):
+    """Says class 1, `big`, where more than a tenth of the picture is white."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         white = (x.amin(1) > 2).double().mean((1, 2))
@@ -227,7 +221,7 @@ def stress(tmp_path, monkeypatch):
 def test_errors_of_a_net_that_measures_its_objects(stress, tmp_path, capsys):
     """16^2 of 56^2 pixels is 8 %, 24^2 18 %: half as large both look small, twice as large both look big."""
     stress('--factors', '2,0.5,1')
-    told = capsys.readouterr()
+    told, found = capsys.readouterr(), json.loads((tmp_path / 'out' / 'stress.json').read_text())
     assert told.out.splitlines() == [
         '| Err@1 (%) with objects F times as large | 0.5 | 1 | 2 |',
         '| --- | ---: | ---: | ---: |',
@@ -235,7 +229,6 @@ def test_errors_of_a_net_that_measures_its_objects(stress, tmp_path, capsys):
     ]
     lines = [f'ruler, {factor}:  * Err@1 {error}.000' for factor, error in ((0.5, 40), (1, 0), (2, 60))]
     assert [line.split(' Err@5')[0] for line in told.err.splitlines()] == lines
-    found = json.loads((tmp_path / 'out' / 'stress.json').read_text())
     assert (found['factors'], found['images'], found['image_size']) == ([0.5, 1, 2], 5, 56)
     assert (found['results']['ruler']['err1'], found['results']['ruler']['err5']) == ([40, 0, 60], [0, 0, 0])
     with Image.open(tmp_path / 'out' / 'stress.png') as picture:
