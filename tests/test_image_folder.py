@@ -163,7 +163,7 @@ def assert_as_torchvision(folder):
 def test_samples_are_torchvisions(tmp_path, listed, monkeypatch):
     touch(tmp_path / 'pictures', *NAMES)
     touch(tmp_path / 'other', 'g.jpg', 'in/h.png')
-    links = {'linked': 'other', 'ant/linked.png': 'other/g.jpg', 'ant/broken.png': 'nowhere', 'Bee/o.png': 'Bee/o.png'}
+    links = {'linked': 'other', 'ant/l.png': 'other/g.jpg', 'ant/broken.png': 'no', 'ant/o.png': 'pictures/ant/o.png'}
     for link, target in links.items():
         (tmp_path / 'pictures' / link).symlink_to(tmp_path / target)
     rest()

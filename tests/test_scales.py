@@ -135,7 +135,9 @@ def test_policies_of_pictures(policy, small, folder, tmp_path, monkeypatch):
     assert numbers(tmp_path) == found
 
 
-def test_policies_of_a_folder_by_class_and_its_extremes(policy, folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize('classes', [4, 24])
+def test_policies_of_a_folder_by_class_and_its_extremes(policy, folder, tmp_path, monkeypatch, classes):
+    monkeypatch.setattr('utils.policy_figure.MOST_CLASSES', classes)
     policy(folder / 'val', '-b', 5)
     found = numbers(tmp_path)
     assert list(found['classes']) == ['ant', 'bee', 'cat', 'dog', 'eel', 'fox']
@@ -147,9 +149,6 @@ def test_policies_of_a_folder_by_class_and_its_extremes(policy, folder, tmp_path
         assert summary['prefer_full'] == pytest.approx(prefer, rel=1e-3)
     ranked = [image['file'] for image in sorted(found['images'], key=lambda image: image['share'])]
     assert (found['least'], found['most']) == (ranked[:10], ranked[:-11:-1])
-    monkeypatch.setattr('utils.policy_figure.MOST_CLASSES', 4)
-    policy(folder / 'val', '-b', 5)
-    assert numbers(tmp_path) == found
 
 
 def test_mistakes_about_policies_are_one_line_and_leave_nothing(policy, folder, tmp_path, capsys, monkeypatch):
