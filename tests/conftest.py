@@ -4,12 +4,10 @@ import io
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections import namedtuple
 from contextlib import redirect_stdout
 from functools import cache, partial
 from importlib import import_module
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -19,12 +17,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import models
-from data import coco, image_folder, voc
 from models.elastic import SplitBottleneck
 from models.resnext import ResNeXt
-from tests.pictures import write_coco, write_fashion, write_voc
+from tests.pictures import write_coco, write_voc
+from utils import coco, image_folder, voc
 from utils.errors import exit_cleanly
-from utils.logger import Log
+from utils.reporting import Log
 
 
 class TinyNet(nn.Module):
@@ -101,33 +99,26 @@ def write_folder(folder, classes=('ant', 'bee', 'cat', 'dog', 'eel', 'fox'), tra
     return folder
 
 
+SETS = {
+    'classify': write_folder,  # 36 + 18 pictures of six classes
+    'multilabel_classify': partial(write_coco, train=24, val=9),  # pictures of three classes in COCO's layout of 2014
+    'segment': partial(write_voc, train_aug=[(40, 48)] * 13, val=[(30, 40), (50, 33), (30, 40)]),
+}
+
+
 @pytest.fixture
 def folder(tmp_path):
-    """36 training and 18 validation pictures of six classes."""
-    return write_folder(tmp_path / 'pictures')
+    return SETS['classify'](tmp_path / 'pictures')
 
 
 @pytest.fixture(name='coco')
 def coco_set(tmp_path):
-    """24 + 9 pictures of three classes in COCO's layout of 2014."""
-    return write_coco(tmp_path / 'coco', train=24, val=9)
-
-
-def write_devkit(folder):
-    """13 + 3 scenes in VOC's layout."""
-    return write_voc(folder, train_aug=[(40, 48)] * 13, val=[(30, 40), (50, 33), (30, 40)])
+    return SETS['multilabel_classify'](tmp_path / 'coco')
 
 
 @pytest.fixture
 def devkit(tmp_path):
-    return write_devkit(tmp_path / 'devkit')
-
-
-@pytest.fixture(scope='session')
-def fashion(tmp_path_factory):
-    """Fashion-MNIST's four files, of 40 white photos each."""
-    white = np.full((40, 28, 28), 255, np.uint8)
-    return write_fashion(tmp_path_factory.mktemp('fashion'), white, white)
+    return SETS['segment'](tmp_path / 'devkit')
 
 
 @pytest.fixture(autouse=True)
@@ -157,9 +148,6 @@ class Script:
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1, lines
         return lines[0]
-
-
-SETS = {'classify': write_folder, 'multilabel_classify': partial(write_coco, train=24, val=9), 'segment': write_devkit}
 
 
 def small_script(name, data):
@@ -195,17 +183,13 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(Log, 'draw', lambda log: None)
 
 
-class Undisturbed(NamedTuple):
-    """A run of two epochs that nothing stopped, without curves: to be read, not to be written to."""
-
-    train: Callable[..., None]  # the script, for other runs on the same set
-    folder: Path
-    lines: list[str]  # that it printed
-
-
 @pytest.fixture(scope='session')
 def undisturbed(tmp_path_factory):
-    """The run of the script of a name, trained once."""
+    """The run of the script of a name, two epochs that nothing stopped, without curves: to be read, not written to.
+
+    It has been done once; given are the script, for other runs on the same set, the folder, and the lines printed.
+    """
+    Undisturbed = namedtuple('Undisturbed', 'train folder lines')
 
     @cache
     def run(name: str) -> Undisturbed:
@@ -221,15 +205,18 @@ def undisturbed(tmp_path_factory):
     return run
 
 
-def stop_at(monkeypatch, call, number=signal.SIGTERM):
-    """Send this process a signal while the picture counted `call` is loaded, here or in the first worker."""
+def stop_at(monkeypatch, call, number=signal.SIGTERM, end=None):
+    """Send this process a signal while the picture counted `call` is loaded, here or in the first worker.
+
+    With `end`, that is called by the process that loads the picture instead.
+    """
     trainer, calls, load = os.getpid(), multiprocessing.Value('i'), image_folder.open_image
 
     def counting(path):
         worker = torch.utils.data.get_worker_info()
         calls.value += worker is None or worker.id == 0
         if calls.value == call:
-            os.kill(trainer, number)
+            end() if end else os.kill(trainer, number)
             calls.value += 1
         return load(path)
 

@@ -97,16 +97,12 @@ def write_coco(folder, **parts):
     return folder
 
 
-def write_idx(path, values):
-    """A gzipped idx file of bytes, as the format's description says."""
-    header = struct.pack(f'>BBBB{values.ndim}I', 0, 0, 8, values.ndim, *values.shape)
-    path.write_bytes(gzip.compress(header + values.tobytes()))
-
-
 def write_fashion(folder, train, t10k):
     """FOLDER with the four files of Fashion-MNIST: these photos, N x 28 x 28, and labels 0 to 9 over and over."""
     folder.mkdir(exist_ok=True)
-    for name, photos in ('train', train), ('t10k', t10k):
-        write_idx(folder / f'{name}-images-idx3-ubyte.gz', photos)
-        write_idx(folder / f'{name}-labels-idx1-ubyte.gz', np.arange(len(photos), dtype=np.uint8) % 10)
+    for part, photos in ('train', train), ('t10k', t10k):
+        labels = np.arange(len(photos), dtype=np.uint8) % 10
+        for name, values in (f'{part}-images-idx3', photos), (f'{part}-labels-idx1', labels):
+            header = struct.pack(f'>BBBB{values.ndim}I', 0, 0, 8, values.ndim, *values.shape)  # 8: of bytes
+            (folder / f'{name}-ubyte.gz').write_bytes(gzip.compress(header + values.tobytes()))
     return folder

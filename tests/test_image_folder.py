@@ -1,6 +1,9 @@
-"""data/image_folder.py: training crops against torchvision's, pixels against Pillow, damage named, loading workers."""
+"""utils/image_folder.py and utils/folder_index.py: crops, pixels, damage, workers; which pictures a folder holds."""
 
+import os
 import pickle
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,26 +11,25 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import io, transforms
+from torchvision.datasets import ImageFolder
 
-from data.image_folder import RandomCrop, open_image, open_pixels, open_train_and_val
-from tools.benchmark.loaders import draw_photo
+from data.drawn_photos import draw_photo
+from utils import folder_index, image_folder
+from utils.data import Seeded, collate
 from utils.errors import UserError
-from utils.loader import Seeded, collate
+from utils.folder_index import cache_file, open_index, read_cache
+from utils.image_folder import RandomCrop, open_image, open_pixels, open_train_and_val
 
+PHOTO = draw_photo(np.random.default_rng(0))
 THEIRS = transforms.Compose(
     [transforms.RandomResizedCrop(64), transforms.RandomHorizontalFlip(), transforms.PILToTensor()]
 )
 
 
-@pytest.fixture(scope='module')
-def photo():
-    return draw_photo(np.random.default_rng(0))
-
-
 @pytest.mark.parametrize('size', [(500, 375), (40, 300), (300, 9), (1, 1)])
-def test_crops_and_flips_are_torchvisions_and_pixels_but_for_rounding(photo, size):
+def test_crops_and_flips_are_torchvisions_and_pixels_but_for_rounding(size):
     """Pillow and torch round their weights otherwise: one pixel in ten may differ, by one of 255 levels."""
-    image, differing = photo.resize(size), []
+    image, differing = PHOTO.resize(size), []
     for seed in range(60):
         torch.manual_seed(seed)
         expected, state = THEIRS(image), torch.get_rng_state()
@@ -40,66 +42,219 @@ def test_crops_and_flips_are_torchvisions_and_pixels_but_for_rounding(photo, siz
     assert torch.stack(differing).float().mean() < 0.1
 
 
-def variants(photo):
-    """Pictures as they occur, ImageNet's odd ones among them, by name and arguments of saving."""
-    small, turned = photo.resize((61, 37)), Image.Exif()
-    turned[0x0112] = 6  # to be shown turned; neither Pillow nor torchvision does so unasked
-    return {
-        'plain.jpg': (small, {}),
-        'progressive.jpg': (small, {'progressive': True, 'quality': 95, 'subsampling': 0}),
-        'grey.jpg': (small.convert('L'), {}),
-        'cmyk.jpg': (small.convert('CMYK'), {}),
-        'turned.jpg': (small, {'exif': turned}),
-        'a png.JPEG': (small, {'format': 'PNG'}),
-        'palette.png': (small.quantize(9), {}),
-        'alpha.png': (small.convert('RGBA'), {}),
-        'sixteen.png': (Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)), {}),
-        'plain.tif': (small, {}),
-    }
-
-
-@pytest.mark.parametrize('decoder', [True, False])
-def test_pixels_are_those_of_pillow(photo, tmp_path, decoder, monkeypatch):
+@pytest.mark.parametrize('decoder', [hasattr(io, 'decode_jpeg'), False])
+def test_pixels_are_those_of_pillow_which_does_not_decode_plain_jpegs(tmp_path, decoder, monkeypatch):
+    """Pictures as they occur, ImageNet's odd ones among them."""
     if not decoder:
         monkeypatch.delattr(io, 'decode_jpeg', raising=False)
-    for name, (image, arguments) in variants(photo).items():
-        image.save(tmp_path / name, **arguments)
+    small, turned = PHOTO.resize((61, 37)), Image.Exif()
+    turned[0x0112] = 6  # to be shown turned; neither Pillow nor torchvision does so unasked
+    for name, image, options in [
+        ('plain.jpg', small, {}),
+        ('progressive.jpg', small, {'progressive': True, 'quality': 95, 'subsampling': 0}),
+        ('grey.jpg', small.convert('L'), {}),
+        ('cmyk.jpg', small.convert('CMYK'), {}),
+        ('turned.jpg', small, {'exif': turned}),
+        ('a png.JPEG', small, {'format': 'PNG'}),
+        ('palette.png', small.quantize(9), {}),
+        ('alpha.png', small.convert('RGBA'), {}),
+        ('sixteen.png', Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)), {}),
+        ('plain.tif', small, {}),
+    ]:
+        image.save(tmp_path / name, **options)
         with Image.open(tmp_path / name) as opened:
             expected = np.array(opened.convert('RGB'))
         assert np.array_equal(open_image(str(tmp_path / name)), expected), name
         assert torch.equal(open_pixels(str(tmp_path / name)), torch.from_numpy(expected).permute(2, 0, 1)), name
-
-
-@pytest.mark.skipif(not hasattr(io, 'decode_jpeg'), reason='this torchvision has no decoder')
-def test_plain_jpegs_are_not_decoded_by_pillow(photo, tmp_path, monkeypatch):
-    photo.save(tmp_path / 'a.jpg')
-    monkeypatch.setattr('data.image_folder.open_image', None)
-    assert open_pixels(str(tmp_path / 'a.jpg')).shape == (3, 375, 500)
+    if decoder:
+        monkeypatch.setattr(image_folder, 'open_image', None)
+        assert open_pixels(str(tmp_path / 'plain.jpg')).shape == (3, 37, 61)
 
 
 @pytest.mark.parametrize('load', [open_image, open_pixels])
 @pytest.mark.parametrize('keep', [0, 2, 300, 9000, -20, -1, None])
-def test_damaged_jpeg_is_named(photo, tmp_path, load, keep):
+def test_damaged_jpeg_is_named(tmp_path, load, keep):
     path = tmp_path / 'a.jpg'
     if keep is not None:
-        photo.save(path)
+        PHOTO.save(path)
         path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=f'cannot read image {path}: '):
         load(str(path))
 
 
-@pytest.mark.parametrize('part', [0, 1])
-def test_workers_load_what_the_process_itself_loads(tmp_path, part):
-    for place in 'train', 'val':
-        for number in range(6):
-            path = tmp_path / place / f'c{number % 2}' / f'{number}.jpg'
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((9, 12, 3), 40 * number, np.uint8)).save(path)
-    folder = open_train_and_val(tmp_path, 8)[part]
-    assert folder.load is (open_pixels, open_image)[part]
-    samples, keys = Seeded(folder, 0), [[(1, number) for number in (5, 0, 3)]]
-    copied = pickle.loads(pickle.dumps(samples))  # as where workers are not forked
-    ((images, labels),) = DataLoader(copied, batch_sampler=keys, num_workers=1, collate_fn=collate)
-    assert labels.tolist() == [1, 0, 1]
-    assert images.tolist() == [samples[key][0].tolist() for key in keys[0]]
-    assert [round(float(image.float().mean()), -1) for image in images] == [200, 0, 40]
+def draw(_):
+    return torch.rand(1, 1, 1)
+
+
+def test_augmentation_is_of_seed_epoch_and_sample_alone_whatever_process_draws_it(folder):
+    train, val = open_train_and_val(folder, 8)
+    assert (train.load, val.load) == (open_pixels, open_image)
+    train.transform = draw
+    keys = [(epoch, number) for epoch in (0, 1) for number in (17, 0, 7)]
+    copied = pickle.loads(pickle.dumps(Seeded(train, 0)))  # as where workers are not forked
+    ((drawn, labels),) = DataLoader(copied, batch_sampler=[keys], num_workers=1, collate_fn=collate)
+    assert labels.tolist() == 2 * [2, 0, 1]
+    here, other = ([Seeded(train, seed)[key][0].item() for key in keys] for seed in (0, 1))
+    assert drawn.flatten().tolist() == here
+    assert len({*here, *other}) == 2 * len(keys)
+
+
+# Which pictures a folder holds
+
+
+NAMES = [
+    *('ant/b.jpg', 'ant/a.JPEG', 'ant/B.PNG', 'ant/.jpg', 'ant/notes.txt', 'ant/jpg', 'ant/x.jpg.part', 'ant/10.webp'),
+    *('ant/9.tiff', 'ant/sub/c.png', 'ant/sub/deep/er/d.ppm', 'ant/sub z/e.bmp', 'ant/sub.jpg/f.Jpg', 'Bee/z.pgm'),
+    *('Bee/none/README', '_c/one.tif', 'stray.jpg', 'caf\u00e9/\u732b.jpg', 'caf\u00e9/a\nb.jpg', 'w s/a b.jpg'),
+    f'Bee/{os.fsdecode(bytes([255]))}.jpg',
+]
+ALL = ['ant', 'bee', 'cat', 'pictures', 'sub']  # the folders of `pictures`
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache folder of the test's own, where indexes of any size and of folders made just now are kept."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setattr(folder_index, 'SMALLEST', 1)
+    monkeypatch.setattr(folder_index, 'UNSETTLED_SECONDS', 0)
+    return tmp_path / 'cache' / 'elastic'
+
+
+def touch(folder, *names):
+    for path in map(folder.joinpath, names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def rest():
+    """Let the file system's clock go on: a change after this has another time."""
+    time.sleep(0.03)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three classes, one of them with a folder in it."""
+    touch(tmp_path / 'pictures', 'ant/1.jpg', 'ant/2.jpg', 'bee/1.jpg', 'bee/sub/2.jpg', 'cat/1.jpg')
+    rest()
+    return tmp_path / 'pictures'
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    """Opens a folder; the names of the folders that were listed for it, sorted."""
+    names, scan = [], folder_index.scan
+    monkeypatch.setattr(folder_index, 'scan', lambda path: [names.append(Path(path).name), scan(path)][1])
+
+    def listed_for(folder):
+        names.clear()
+        open_index(folder)
+        return sorted(names)
+
+    return listed_for
+
+
+def assert_as_torchvision(folder):
+    ours, theirs = open_index(folder), ImageFolder(str(folder))
+    assert list(ours) == theirs.samples
+    assert (ours.classes, ours.labels().tolist(), len(ours)) == (theirs.classes, theirs.targets, len(theirs))
+    assert ours[-1] == theirs.samples[-1]
+
+
+def test_samples_are_torchvisions(tmp_path, listed, monkeypatch):
+    touch(tmp_path / 'pictures', *NAMES)
+    touch(tmp_path / 'other', 'g.jpg', 'in/h.png')
+    links = {'linked': 'other', 'ant/l.png': 'other/g.jpg', 'ant/broken.png': 'no', 'ant/o.png': 'pictures/ant/o.png'}
+    for link, target in links.items():
+        (tmp_path / 'pictures' / link).symlink_to(tmp_path / target)
+    rest()
+    monkeypatch.chdir(tmp_path)
+    for folder in tmp_path / 'pictures', Path('pictures'):  # of relative paths, from the cache
+        assert_as_torchvision(folder)
+        assert listed(folder) == ['pictures']
+
+
+def set_back(folder):
+    noted = (folder / 'ant').stat()
+    touch(folder, 'ant/3.jpg')
+    os.utime(folder / 'ant', ns=(noted.st_atime_ns, noted.st_mtime_ns))
+
+
+CHANGES = {
+    'none': (lambda folder: None, []),
+    'added': (lambda folder: touch(folder, 'ant/3.jpg'), ['ant']),
+    'added, time set back': (set_back, ['ant']),
+    'moved': (lambda folder: (folder / 'ant' / '1.jpg').rename(folder / 'cat' / '9.jpg'), ['ant', 'cat']),
+    'deeper': (lambda folder: touch(folder, 'bee/sub/new/3.jpg'), ['bee', 'new', 'sub']),
+    'class': (lambda folder: touch(folder, 'bat/3.jpg'), ['bat']),
+    'class gone': (lambda folder: (folder / 'ant').rename(folder.parent / 'ant'), []),
+}
+
+
+@pytest.mark.parametrize('change, again', CHANGES.values(), ids=CHANGES)
+def test_changed_classes_alone_are_listed_again(pictures, cache, listed, change, again):
+    assert listed(pictures) == ALL
+    (kept,) = (file.stat().st_ino for file in cache.iterdir())
+    change(pictures)
+    rest()
+    assert listed(pictures) == sorted([*again, 'pictures'])
+    assert_as_torchvision(pictures)
+    assert listed(pictures) == ['pictures']
+    (now,) = (file.stat().st_ino for file in cache.iterdir())
+    assert (now == kept) == (not again and (pictures / 'ant').exists())
+
+
+def test_damaged_cache_and_that_of_something_else_are_not_believed(pictures, tmp_path, listed, monkeypatch):
+    touch(tmp_path / 'others', 'ant/other.jpg')
+    assert len(open_index(tmp_path / 'others')) == 1
+    expected, file, other = list(open_index(pictures)), cache_file(pictures), cache_file(tmp_path / 'others')
+    whole, random = file.read_bytes(), np.random.default_rng(0)
+    contents = [b'', whole[:100], whole[:-30], other.read_bytes()]
+    for place in random.integers(len(whole), size=100):
+        contents.append(whole[:place] + bytes([whole[place] ^ 1 << random.integers(8)]) + whole[place + 1 :])
+    for content in contents:
+        file.write_bytes(content)
+        assert list(open_index(pictures)) == expected
+    assert read_cache(other, pictures) == {}
+    monkeypatch.setattr(folder_index, 'FORMAT', b'another')  # as when other extensions count as pictures
+    assert listed(pictures) == ALL
+
+
+def on_a_full_disk(path, **_):
+    Path(path).write_bytes(b'half')
+    raise OSError(28, 'No space left on device')
+
+
+NOT_KEPT = {
+    'few pictures': lambda patch, folder: patch.setattr(folder_index, 'SMALLEST', 6),
+    'no folder': lambda patch, folder: patch.setenv('XDG_CACHE_HOME', str(folder / 'ant' / '1.jpg')),
+    'folder in its place': lambda patch, folder: (cache_file(folder) / 'x').mkdir(parents=True),
+    'full disk': lambda patch, folder: patch.setattr(np, 'savez', on_a_full_disk),
+}
+
+
+@pytest.mark.parametrize('spoil', NOT_KEPT.values(), ids=NOT_KEPT)
+def test_all_is_listed_again_where_no_cache_is_kept(pictures, cache, listed, monkeypatch, spoil):
+    spoil(monkeypatch, pictures)
+    assert listed(pictures) == listed(pictures) == ALL
+    assert_as_torchvision(pictures)
+    assert not [path for path in cache.glob('*') if path.is_file()]
+
+
+def test_folder_changed_just_now_is_listed_again(pictures, tmp_path, listed, monkeypatch):
+    """Its cache is in the home folder, as the environment names a relative one, which does not count."""
+    monkeypatch.setattr(folder_index, 'UNSETTLED_SECONDS', 1000)
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    monkeypatch.setenv('XDG_CACHE_HOME', 'relative')
+    assert listed(pictures) == listed(pictures) == ALL
+    assert list((tmp_path / 'home' / '.cache' / 'elastic').iterdir()) == [cache_file(pictures)]
+
+
+def test_empty_and_unreadable_folders_are_named(pictures, cache):
+    touch(pictures, *(f'none{number}/notes.txt' for number in range(9)))
+    with pytest.raises(UserError, match=r'no picture in class none0, .*, none4 and 4 more \(looked for \.jpg'):
+        open_index(pictures)
+    with pytest.raises(UserError, match='none8: holds no class folder'):
+        open_index(pictures / 'none8')
+    with pytest.raises(UserError, match='cannot read folder .*gone: No such file'):
+        open_index(pictures / 'gone')  # as one without permission
+    assert not cache.exists()

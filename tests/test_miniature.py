@@ -1,22 +1,107 @@
-"""The miniature comparison: its pair of nets, its runs and its report."""
+"""The miniature comparison: pictures whose size is known, errors by size, the pair of nets, its runs and its report."""
 
 import json
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
+from data import scaled_objects, scenes
+from data.scaled_objects import FACTORS, SHAPE_SIZES, THIRDS, Target, jitter, jittered_photos, shapes, third_of
+from data.scenes import CLASS_NAMES
 from tests.conftest import Script, TinyNet
+from tests.pictures import write_fashion
 from tests.runs import epochs
-from tools.miniature import __main__ as miniature
-from tools.miniature.__main__ import Recipe
-from tools.miniature.report import cell, draw, spread, table
-from utils.errors import UserError
+from tools import miniature
+from tools.miniature import Recipe
+from utils.comparison import cell, draw, spread, table
+from utils.scale_errors import ScaleErrors
 
+WHITE = np.full((28, 28), 255, np.uint8)
 # One pass over 32 shapes, two over 16 photos.
 QUICK = Recipe(updates=4, batch_size=8, train=(32, 16), test=(16, 20))
 
 
-def test_the_nets_cost_the_same_and_differ_as_in_the_paper():
+@pytest.fixture(scope='module')
+def fashion(tmp_path_factory):
+    """Fashion-MNIST's four files, of 40 white photos each."""
+    white = np.stack([WHITE] * 40)
+    return write_fashion(tmp_path_factory.mktemp('fashion'), white, white)
+
+
+def test_shapes_are_drawn_from_seed_part_and_number_and_kept(tmp_path, monkeypatch):
+    train, val = (shapes(tmp_path, 0, part, 48, 1) for part in ('train', 'val'))
+    longer = shapes(tmp_path, 0, 'train', 52, 1)
+    assert np.array_equal(longer.pictures[:48], train.pictures)
+    assert np.array_equal(longer.sizes[:48], train.sizes)
+    for other in val, shapes(tmp_path, 1, 'train', 8, 1):
+        assert not np.isin(other.sizes, train.sizes).any()
+    assert np.bincount(train.labels).tolist() == [6] * len(CLASS_NAMES)
+    assert 7.5 <= train.sizes.min() < 9 and 38 < train.sizes.max() <= 45
+    assert SHAPE_SIZES == (7.5, 45)
+    monkeypatch.setattr(scaled_objects, 'draw_cells', None)
+    assert np.array_equal(shapes(tmp_path, 0, 'val', 48, 1).pictures, val.pictures)
+    picture, target = train[5]
+    assert picture.shape == (3, 48, 48) and picture.dtype == torch.uint8
+    assert (int(target.label), int(target.third)) == (train.labels[5], third_of(train.sizes[5], SHAPE_SIZES))
+    assert torch.equal(replace(train, transform=lambda pixels: pixels.flip(1))[5][0], picture.flip(1))
+
+
+def test_shapes_look_as_large_as_they_are_said_to_be(tmp_path, monkeypatch):
+    """White squares on black, not turned: what is bright is as wide as the size says."""
+    monkeypatch.setattr(scenes, '_background', lambda rng: np.zeros((scenes.SCENE, scenes.SCENE, 3), np.float32))
+    monkeypatch.setattr(scenes, '_clutter', lambda rng, canvas: canvas)
+    monkeypatch.setattr(scenes, '_fill', lambda rng, texture, hue, points: np.float32(1))
+    monkeypatch.setattr(scenes, 'MAX_TURN', 0)
+    monkeypatch.setattr(scenes, 'CLASSES', dict.fromkeys(CLASS_NAMES, scenes.CLASSES['dotted_square']))
+    found = shapes(tmp_path, 0, 'train', 16, 1)
+    for picture, size in zip(found.pictures, found.sizes, strict=True):
+        _, *places = np.nonzero(picture > 127)
+        assert [np.ptp(place) + 1 for place in places] == pytest.approx([size, size], abs=1.5)
+
+
+def test_photos_are_drawn_from_seed_part_and_number_as_large_as_they_are_said_to_be(fashion):
+    few, photos = (jittered_photos(fashion, 0, 'train', count) for count in (10, 40))
+    assert np.array_equal(few.pictures, photos.pictures[:10])
+    assert few.labels.tolist() == list(range(10))
+    assert np.array_equal(jitter(0, 'train', 3, WHITE)[0], few.pictures[3, 0])
+    for others in (1, 'train', 3), (0, 'val', 3), (0, 'train', 4):
+        assert jitter(*others, WHITE)[1] != few.sizes[3]
+    for picture, size in zip(photos.pictures[:, 0], photos.sizes, strict=True):
+        rows, columns = np.nonzero(picture > 150)
+        assert np.ptp(rows) + 1 == np.ptp(columns) + 1 == round(size)
+        assert len(rows) == round(size) ** 2
+
+
+def test_photos_are_scaled_log_uniformly_and_lie_everywhere():
+    found = [jitter(0, 'val', number, WHITE) for number in range(600)]
+    counts, _ = np.histogram(np.log([size / 28 for _, size in found]), bins=6, range=np.log(FACTORS))
+    assert counts.sum() == 600 and (abs(counts - 100) < 40).all()  # 4 standard deviations
+    small = [np.argwhere(picture > 150).mean(0) for picture, size in found if size < 14]
+    assert np.min(small) < 8 and np.max(small) > 39
+    assert np.array(small).mean() == pytest.approx(23.5, abs=2)
+
+
+def test_errors_by_size_add_up():
+    """A third of the logarithm's range each."""
+    assert [third_of(size, (10, 80)) for size in (10, 19.9, 20.1, 39.9, 40.1, 80)] == [0, 0, 1, 1, 2, 2]
+    errors, resumed = (ScaleErrors(torch.device('cpu')) for _ in range(2))
+    torch.manual_seed(0)
+    outputs, labels, thirds = torch.randn(50, 8), torch.randint(8, (50,)), torch.randint(3, (50,))
+    for part in (slice(0, 32), slice(32, 50)):
+        errors.update(torch.tensor(1.0), outputs[part], Target(labels[part], thirds[part]))
+    found, wrong = errors.compute(), outputs.argmax(1) != labels
+    assert found['err1'] == pytest.approx(2 * wrong.sum().item())
+    assert list(found['pictures'].values()) == thirds.bincount().tolist()
+    for number, name in enumerate(THIRDS):
+        assert found[name] == pytest.approx(100 * wrong[thirds == number].double().mean().item())
+    resumed.load_state_dict(errors.state_dict())
+    assert resumed.compute() == found
+
+
+def test_the_nets_cost_the_same_and_differ_as_in_the_paper_and_all_updates_are_done():
     """(3, 4, 6, 3) becomes (6, 8, 5, 3): the first two doubled, one fewer in the third, the last as it is."""
     first, second, third, fourth = miniature.DEPTHS['base']
     assert miniature.DEPTHS['elastic'] == (2 * first, 2 * second, third - 1, fourth)
@@ -26,13 +111,9 @@ def test_the_nets_cost_the_same_and_differ_as_in_the_paper():
     costs = miniature.costs(8)
     assert [round(parameters / 1e6, 2) for parameters, _ in costs.values()] == [4.59, 4.47]
     assert 0.96 < costs['elastic'][1] / costs['base'][1] < 1.01
-
-
-@pytest.mark.parametrize('pictures', miniature.RECIPE.train)
-def test_the_updates_fill_whole_epochs(pictures):
-    recipe = miniature.RECIPE
-    assert pictures % recipe.batch_size == 0
-    assert recipe.epochs(pictures) * pictures == recipe.updates * recipe.batch_size
+    for pictures in miniature.RECIPE.train:  # fill whole epochs
+        assert pictures % miniature.RECIPE.batch_size == 0
+        assert miniature.RECIPE.epochs(pictures) * pictures == miniature.RECIPE.updates * miniature.RECIPE.batch_size
 
 
 @pytest.fixture
@@ -41,11 +122,11 @@ def quick(monkeypatch, fashion, tmp_path):
     monkeypatch.setattr(miniature, 'build', lambda net, num_classes: TinyNet(num_classes))
     monkeypatch.setattr(miniature, 'available_cores', lambda: 1)
     monkeypatch.setattr(miniature, 'RECIPE', QUICK)
-    monkeypatch.setattr('utils.logger.draw_curves', lambda *_: None)  # which takes longer than the runs
+    monkeypatch.setattr('utils.reporting.draw_curves', lambda *_: None)  # which takes longer than the runs
     return Script(miniature, '--device', f'cpu --output {tmp_path}/out --source {fashion} --seeds 3')
 
 
-def test_runs_are_noted_and_not_repeated(quick, tmp_path, capsys, monkeypatch):
+def test_runs_are_noted_and_not_repeated_and_go_on_where_they_were_cut_off(quick, tmp_path, capsys, monkeypatch):
     quick()
     printed, out = capsys.readouterr().out, tmp_path / 'out'
     assert not list(out.rglob('*.pth.tar'))
@@ -56,44 +137,31 @@ def test_runs_are_noted_and_not_repeated(quick, tmp_path, capsys, monkeypatch):
     assert noted['results'] == [json.loads((folder / 'result.json').read_text()) for folder in folders]
     assert [sum(result['pictures'].values()) for result in noted['results']] == [16, 16, 20, 20]
     assert [len(epochs(folder)) for folder in folders] == [2, 2, 3, 3]  # with the line that begins a run
-    monkeypatch.setattr(miniature, 'fit', None)
-    quick()
+    with monkeypatch.context() as patch:
+        patch.setattr(miniature, 'fit', None)
+        quick()
     assert capsys.readouterr().out == printed
+    shutil.rmtree(folders[0])
+    with monkeypatch.context() as patch, pytest.raises(TypeError):  # trained anew, but cut off at the test
+        patch.setattr(miniature, 'evaluate', None)
+        quick()
+    assert [path.parent for path in out.rglob('*.pth.tar')] == folders[:1]
+    quick('--source', tmp_path / 'nowhere')
+    told = capsys.readouterr()
+    assert f'no folder {tmp_path}/nowhere: Fashion-MNIST is left out' in told.err
+    assert [row[:18] for row in told.out.splitlines()[2:]] == ['| shapes | base | ', '| shapes | elastic']
+    assert sum('epoch' in record for record in epochs(folders[0])) == 1  # it was not trained again
+    again = json.loads((folders[0] / 'result.json').read_text())
+    assert again | {'seconds': 0} == noted['results'][0] | {'seconds': 0}
     monkeypatch.setattr(miniature, 'RECIPE', replace(QUICK, lr=0.1))
     assert 'another recipe' in quick.error(capsys)
 
 
-def test_a_run_that_was_cut_off_goes_on(quick, tmp_path, monkeypatch, capsys):
-    """Cut off at the test, it does not train again, and comes to what a run in one piece comes to."""
-
-    def cut_off(*_):
-        raise UserError('cut off')
-
-    def finish():
-        quick('--source', tmp_path / 'nowhere')
-        found = json.loads((tmp_path / 'out' / 'shapes_base_3' / 'result.json').read_text())
-        return found | {'seconds': 0}
-
-    straight, told = finish(), capsys.readouterr()
-    assert f'no folder {tmp_path}/nowhere: Fashion-MNIST is left out' in told.err
-    assert [row[:18] for row in told.out.splitlines()[2:]] == ['| shapes | base | ', '| shapes | elastic']
-    (tmp_path / 'out').rename(tmp_path / 'straight')
-    with monkeypatch.context() as patch, pytest.raises(UserError, match='cut off'):
-        patch.setattr(miniature, 'evaluate', cut_off)
-        finish()
-    assert [path.parent.name for path in (tmp_path / 'out').rglob('*.pth.tar')] == ['shapes_base_3']
-    assert finish() == straight
-    assert sum('epoch' in record for record in epochs(tmp_path / 'out' / 'shapes_base_3')) == 1
-
-
-def test_a_table_that_cannot_be_written(quick, tmp_path, capsys):
+def test_wrong_seeds_and_a_table_that_cannot_be_written(quick, tmp_path, capsys):
+    for seeds in '', '0,0', '-1', '1.5', 'x':
+        assert '--seeds' in quick.error(capsys, f'--seeds={seeds}')
     (tmp_path / 'out' / 'miniature.md').mkdir(parents=True)
     assert quick.error(capsys) == f'error: cannot write {tmp_path}/out/miniature.md: it is a folder'
-
-
-@pytest.mark.parametrize('seeds', ['', '0,0', '-1', '1.5', 'x'])
-def test_wrong_seeds(capsys, seeds):
-    assert '--seeds' in Script(miniature, f'--seeds={seeds}').error(capsys)
 
 
 def results_of(net: str, errors: list[float]) -> list[dict]:
