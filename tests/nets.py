@@ -9,15 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import models
 from models.deeplab import DeepLab
 from models.densenet import DenseNet
 from models.dla import DLA
 from models.dla_up import DLASegmenter
 from models.resnext import ResNeXt
 from tests.reference import load_weights
-
-NETS = models.classifiers | {f'{name}/seg': build for name, build in models.segmenters.items()}
+from tools.check_gpu.golden import NETS
 
 
 def dla_up(num_classes: int = 21, checkpoint_activations: bool = False) -> DLASegmenter:
