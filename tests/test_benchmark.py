@@ -7,10 +7,13 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 
 import matplotlib
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from data.drawn_photos import draw_pictures, link_pictures
 from tests.conftest import Script, TinyNet, TinySegmenter
@@ -98,7 +101,7 @@ class Heavy(TinyNet):
 def test_peak_memory_is_that_of_one_way_alone():
     ballast = torch.ones(150 * MIB)  # 600 MiB of this process: the way is not charged with it
     work = Work('cpu', train=True, batch_size=2, image_size=32)
-    with Apart('net', net_speed.step_of, CPU, Way('net', Heavy), work) as step:
+    with Apart('net', net_speed.turn_of, CPU, Way('net', Heavy), work) as step:
         step()
         step()
         assert 400 * MIB <= step.peak() < ballast.nbytes
@@ -194,3 +197,41 @@ def test_what_a_launch_complains_of_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(subprocess, 'run', lambda *_, **__: ended)
     with pytest.raises(UserError, match='^no folder .*nowhere/train$'):
         startup_speed.launch(tmp_path / 'nowhere', os.environ)
+
+
+# On GPUs
+
+
+@pytest.mark.parametrize('lasts, steps', [(0.001, 20), (0.3, 4)])
+def test_a_round_on_a_gpu_is_twenty_steps_or_those_of_a_second_and_waits_once(lasts, steps):
+    told, now = [], [0.0]
+
+    def step():
+        now[0] += lasts
+        told.append('step')
+        return SimpleNamespace(item=lambda: told.append('wait'))
+
+    seconds = net_speed.round_of(step, *net_speed.ROUND, clock=lambda: now[0])
+    assert (told, seconds) == (['step'] * steps + ['wait'], pytest.approx(lasts))
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_a_net_that_comes_and_goes_is_compiled_once_and_stays_what_it_was(train, monkeypatch):
+    """To another precision and back, where there is no other device."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend('aot_eager')
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=counter))
+    moved, move = [], net_speed.move
+    monkeypatch.setattr(net_speed, 'move', lambda learner, place: moved.append(place))
+    monkeypatch.setattr(net_speed, 'ROUND', (2, 60))
+    way, work = Way('net', TinyNet, compiled=True), Work('cpu', train, 4, 32)
+    learner = net_speed.learner_of(way, work)
+    step = net_speed.step_of(learner, way, work)
+    for _ in range(3):
+        before = [value.clone() for value in (learner.tested or learner.model).state_dict().values()]
+        move(learner, torch.float64)
+        move(learner, torch.float32)
+        assert all(map(torch.equal, before, (learner.tested or learner.model).state_dict().values()))
+        assert net_speed.round_in_turn(step, learner) > 0
+    assert moved == [CPU, 'cpu'] * 3
+    assert counter.frame_count == 1

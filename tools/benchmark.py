@@ -9,9 +9,10 @@
 Nets are measured beside the same net run the reference's way (contiguous, float32, norms on their own) and beside
 torchvision's. The ways take turns, so that a machine that slows down for a while slows all of them; medians and ranges
 are printed, the peak of memory of each in a process of its own, and the share of what one large matrix product reaches
-in the same precision; torchvision's nets are compared with the first net's reference. Loaders meet torchvision's usual
-pipeline on JPEGs of 500 x 375; without workers their rate is per second of a core's time, else per second. The set that
---startup makes has as many names as ImageNet, hard links to a few pictures.
+in the same precision; torchvision's nets are compared with the first net's reference. On a GPU a turn is 20 steps or a
+second, and a net is in memory only in its turn. Loaders meet torchvision's usual pipeline on JPEGs of 500 x 375;
+without workers their rate is per second of a core's time, else per second. The set that --startup makes has as many
+names as ImageNet, hard links to a few pictures.
 """
 
 import json
@@ -69,6 +70,7 @@ def add_net_arguments(parser: Parser) -> None:
     add('-b', '--batch-size', type=positive, default=16, metavar='N', help='images at once')
     add('--image-size', type=positive, default=224, metavar='PIXELS', help='side of an image')
     add('--device', choices=['auto', 'cuda', 'mps', 'cpu'], default='auto', help='where')
+    add('--all-gpus', action='store_true', help='on all visible GPUs, else on one')
 
 
 def main(args: Namespace) -> None:
@@ -85,7 +87,7 @@ def main(args: Namespace) -> None:
 
 def report_nets(args: Namespace) -> list[dict[str, Any]]:
     """Measure nets and print them as a table."""
-    work = Work(args.device, args.train, args.batch_size, args.image_size)
+    work = Work(args.device, args.train, args.batch_size, args.image_size, args.all_gpus)
     ways = ways_of(args.nets, args.rivals, args.amp, args.layout, args.compile)
     rows = net_speed.measure(ways, work, args.rounds)
     print(f'| {"trained" if args.train else "tested"} | images/s (range) | times the reference | peak MiB |'

@@ -91,7 +91,7 @@ def make_parser() -> Parser:
 
 def main(args: Namespace) -> None:
     """Do the runs that are missing, the nets in turn for each seed; print, draw and note what came out."""
-    picture, recipe, compute = args.output / 'miniature.png', RECIPE, Compute(args.device)
+    picture, recipe, compute = args.output / 'miniature.png', RECIPE, Compute(args.device, all_gpus=False)
     check_results(picture)
     check_writable(picture.with_suffix('.md'))
     with lock(args.output), StopRequest() as stop:

@@ -68,14 +68,15 @@ def peak_of_two(arch: str, batch: int, recomputed: bool, args: Namespace) -> int
 
 def training(arch: str, batch: int, recomputed: bool, args: Namespace) -> Callable[[], None]:
     """A net's training step."""
-    compute = Compute(args.device, args.amp)
+    compute = Compute(args.device, args.amp, all_gpus=False)
     model = models.build_segmenter(arch, len(CLASSES), checkpoint_activations=recomputed)
     if batch < model.smallest_batch:
         freeze_norms(model)
     model = compute.place(model)
     train_but_frozen_norms(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.007, 0.9, fused=compute.device.type == 'cuda')
-    learner = Learner(model, model, segmentation_loss, compute, optimizer, lambda epoch: 0.007)
+    runner = compute.runner(model, train=True)
+    learner = Learner(model, runner, segmentation_loss, compute, optimizer, lambda epoch: 0.007)
     images = compute.images(torch.randn(batch, 3, args.crop_size, args.crop_size))
     labels = torch.randint(0, len(CLASSES), (batch, args.crop_size, args.crop_size), dtype=torch.uint8)
     targets = compute.targets(Target(labels, torch.arange(batch)))

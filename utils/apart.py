@@ -29,15 +29,15 @@ class Apart:
         self.process.start()
         theirs.close()
 
-    def __call__(self) -> None:
-        """Do a step."""
-        self._ask('step')
+    def __call__(self) -> float | None:
+        """Do a step; what it returns, a number if anything."""
+        return self._ask('step')
 
     def peak(self) -> int:
         """Bytes that everything has taken so far, beyond what a process needs anyway."""
         return self._ask('peak')
 
-    def _ask(self, what: str) -> int | None:
+    def _ask(self, what: str) -> float | None:
         try:
             with suppress(BrokenPipeError):  # it may have failed before it was asked: it has said why
                 self.connection.send(what)
@@ -75,7 +75,6 @@ def _answer(connection: Connection, make_step: Callable[..., Step], device: torc
     step = make_step(*args)
     while True:
         if connection.recv() == 'step':
-            step()
-            connection.send(None)
+            connection.send(step())
         else:
             connection.send(peak_memory(device) - before)

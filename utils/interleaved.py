@@ -10,15 +10,16 @@ def interleaved(
     rounds: int,
     warm_up: int = 1,
     clock: Callable[[], float] = time.perf_counter,
+    timed: bool = False,  # whether the ways return their seconds themselves
 ) -> dict[str, list[float]]:
     """Seconds of each way in each round, after `warm_up` rounds that do not count."""
     seconds = {name: [] for name in ways}
     for number in range(warm_up + rounds):
         for name, run in ways.items():
             start = clock()
-            run()
+            result = run()
             if number >= warm_up:
-                seconds[name].append(clock() - start)
+                seconds[name].append(result if timed else clock() - start)
     return seconds
 
 
