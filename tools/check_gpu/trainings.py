@@ -79,7 +79,7 @@ class QuietLog(Log):
 def new_run(folder: Path, learner: Learner, epochs: int, save_steps: int = 0) -> Run:
     """A run that says nothing and obeys no signal."""
     identity, silent = Identity('imagenet', 'net', CLASSES), Silent()
-    plan = {'samples': 16, 'batch': 4}
+    plan = {'samples': 8, 'batch': 4}
     run = Run(folder, Files(LAST), identity, learner, epochs, plan, save_steps, silent, StopRequest())
     run.log = QuietLog(folder)
     return run
@@ -90,11 +90,11 @@ class Killed(BaseException):
 
 
 def goes_on_after_a_kill(device: torch.device) -> Result:
-    """Killed in its sixth update and called again, a run ends where two undisturbed ones do, as far as these agree."""
+    """Killed in its last update and called again, a run ends where two undisturbed ones do, as far as these agree."""
     with TemporaryDirectory() as folder:
         one, other = trained(device, Path(folder, 'one')), trained(device, Path(folder, 'other'))
         try:
-            trained(device, Path(folder, 'killed'), kill_at=6)
+            trained(device, Path(folder, 'killed'), kill_at=4)
         except Killed:
             saved = checkpoint.read(Path(folder, 'killed', LAST))
         resumed = trained(device, Path(folder, 'killed'))
@@ -106,10 +106,10 @@ def goes_on_after_a_kill(device: torch.device) -> Result:
 
 
 def trained(device: torch.device, folder: Path, kill_at: int = 0) -> list[Tensor]:
-    """Weights, statistics and momentum after two epochs of four updates, from the folder's checkpoint on."""
+    """Weights, statistics and momentum after two epochs of two updates, from the folder's checkpoint on."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    dataset, compute = noise('imagenet', 16, 64), compute_of(device)
+    dataset, compute = noise('imagenet', 8, 64), compute_of(device)
     learner, updates = learner_of(FAMILIES['resnext'](len(CLASSES)), compute, lr=0.05), []
 
     def before_update(*_) -> None:

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from tools.check_gpu.nets import compute_of, filled, learner_of, noise
 from tools.check_gpu.result import Result, at_most, distance
 
-SIDE = 65  # maps are odd at most strides
+SIDE = 33  # maps are odd at most strides
 
 
 def tests_alike(device: torch.device, net: str, **way) -> Result:
