@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import models
+from data import coco, image_folder, voc
 from models.elastic import SplitBottleneck
 from models.resnext import ResNeXt
 from tests.pictures import write_coco, write_voc
-from utils import coco, image_folder, voc
 from utils.errors import exit_cleanly
-from utils.reporting import Log
+from utils.logger import Log
 
 
 class TinyNet(nn.Module):

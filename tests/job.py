@@ -21,19 +21,16 @@ import models
 import multilabel_classify
 import segment
 from tests.conftest import TinyNet, TinySegmenter
-from utils.batches import EvalBatches
-from utils.compute import Compute
-from utils.data import DeviceLoader
+from utils.device import Compute
 from utils.distributed import average_over_processes, job, rank, world_size
 from utils.errors import exit_cleanly
-from utils.interrupt import StopRequest
-from utils.learner import Learner
-from utils.loop import evaluate
+from utils.loader import DeviceLoader, EvalBatches
+from utils.logger import Reporter
 from utils.metrics import TopErrors
 from utils.multilabel import MultiLabelScores, multilabel_loss
-from utils.reporting import Reporter
-from utils.segmentation import SegmentationScores, segmentation_loss
-from utils.voc import Target
+from utils.segmentation import SegmentationScores, Target, segmentation_loss
+from utils.signals import StopRequest
+from utils.trainer import Tester, TrainingStep, evaluate
 
 CPU = Compute('cpu')
 SCRIPTS = {script.__name__: script for script in (classify, docker_classify, multilabel_classify, segment)}
@@ -55,10 +52,9 @@ def measures(share: bool) -> dict:
         }
         groups = [range(samples // 2), range(samples // 2, samples)]  # as if of two sizes
         for task, (model, loss, metrics, targets) in tasks.items():
-            learner = Learner(model, model, loss, CPU, None, None)
             loader = DeviceLoader(list(zip(images, targets, strict=True)), EvalBatches(groups, 4, *part), CPU, 0)
             with StopRequest() as stop:
-                found[task, samples] = evaluate(learner, loader, metrics, Reporter(1000), stop)
+                found[task, samples] = evaluate(Tester(model, CPU), loss, loader, metrics, Reporter(1000), stop)
     return found
 
 
@@ -87,16 +83,16 @@ def stuck(_: Path) -> None:
     time.sleep(1000)
 
 
-def die(learner: Learner, *arguments) -> None:
-    """Learner.update, or the end of this process."""
-    learner.updates = getattr(learner, 'updates', 0) + 1
+def die(training_step: TrainingStep, *arguments) -> None:
+    """TrainingStep.optimizer_step, or the end of this process."""
+    training_step.updates = getattr(training_step, 'updates', 0) + 1
     first = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') == '0'
-    if first and os.environ['KILL'] == f'{rank()}:{learner.updates}':
+    if first and os.environ['KILL'] == f'{rank()}:{training_step.updates}':
         os.kill(os.getpid(), signal.SIGKILL)
-    update(learner, *arguments)
+    optimizer_step(training_step, *arguments)
 
 
-update = Learner.update
+optimizer_step = TrainingStep.optimizer_step
 
 
 def main(arguments: list[str]) -> None:
@@ -104,7 +100,7 @@ def main(arguments: list[str]) -> None:
     kind, *arguments = arguments
     models.classifiers['tiny'], models.segmenters['tiny'] = TinyNet, TinySegmenter
     if 'KILL' in os.environ:
-        Learner.update = die
+        TrainingStep.optimizer_step = die
     if kind in SCRIPTS:
         script = SCRIPTS[kind]
         exit_cleanly(lambda: script.main(script.make_parser().parse_args(arguments)))

@@ -10,7 +10,7 @@ import docker_classify
 import multilabel_classify
 import segment
 from tests.runs import content
-from utils import task
+from utils import trainer
 
 SCRIPTS = classify_script, docker_classify, multilabel_classify, segment
 PARSERS = {script.__name__: script.make_parser() for script in SCRIPTS}
@@ -93,8 +93,8 @@ def test_number_out_of_bounds_is_told_in_a_line(name, capsys):
 
 def test_largest_numbers_are_taken(undisturbed, classify, undrawn, tmp_path, capsys, monkeypatch):
     """Another seed is another run: other weights, another order."""
-    largest, batches = 2**31 - 1, Mock(wraps=task.train_batches)
-    monkeypatch.setattr(task, 'train_batches', batches)
+    largest, batches = 2**31 - 1, Mock(wraps=trainer.train_batches)
+    monkeypatch.setattr(trainer, 'train_batches', batches)
     classify('--epochs', 1, '--seed', 2**63 - 1, '--dist-timeout', largest, '--output', tmp_path)
     classify('--epochs', 2, '--auto-resume', '--output', tmp_path)
     assert batches.call_args.args[-1] == 2**63 - 1

@@ -7,18 +7,21 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 
 import matplotlib
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from models.cost import count_macs
 from tests.conftest import Script, TinyNet, TinySegmenter
-from tools.benchmark import __main__ as benchmark
-from tools.benchmark import loaders as input_speed
-from tools.benchmark import nets as net_speed
-from tools.benchmark import startup as first_batch
-from tools.benchmark import startup as startup_speed
+from tools.benchmark.__main__ import __main__ as benchmark
+from tools.benchmark.__main__ import loaders as input_speed
+from tools.benchmark.__main__ import nets as net_speed
+from tools.benchmark.__main__ import startup as first_batch
+from tools.benchmark.__main__ import startup as startup_speed
 from tools.benchmark.loaders import draw_pictures, link_pictures
 from tools.benchmark.nets import Way, Work
 from tools.benchmark.timing import Apart
@@ -95,7 +98,7 @@ def heavy():
 def test_peak_memory_is_that_of_one_way_alone():
     ballast = torch.ones(150 * MIB)  # 600 MiB of this process: the way is not charged with it
     work = Work('cpu', train=True, batch_size=2, image_size=32)
-    with Apart('net', net_speed.step_of, CPU, Way('net', heavy), work) as step:
+    with Apart('net', net_speed.turn_of, CPU, Way('net', heavy), work) as step:
         step()
         step()
         assert 400 * MIB <= step.peak() < ballast.nbytes
@@ -185,3 +188,41 @@ def test_what_a_launch_complains_of_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(subprocess, 'run', lambda *_, **__: ended)
     with pytest.raises(UserError, match='^no folder .*nowhere/train$'):
         startup_speed.launch(tmp_path / 'nowhere', os.environ)
+
+
+# On GPUs
+
+
+@pytest.mark.parametrize('lasts, steps', [(0.001, 20), (0.3, 4)])
+def test_a_round_on_a_gpu_is_twenty_steps_or_those_of_a_second_and_waits_once(lasts, steps):
+    told, now = [], [0.0]
+
+    def step():
+        now[0] += lasts
+        told.append('step')
+        return SimpleNamespace(item=lambda: told.append('wait'))
+
+    seconds = net_speed.round_of(step, *net_speed.ROUND, clock=lambda: now[0])
+    assert (told, seconds) == (['step'] * steps + ['wait'], pytest.approx(lasts))
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_a_net_that_comes_and_goes_is_compiled_once_and_stays_what_it_was(train, monkeypatch):
+    """To another precision and back, where there is no other device."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend('aot_eager')
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=counter))
+    moved, move = [], net_speed.move
+    monkeypatch.setattr(net_speed, 'move', lambda training_step, place: moved.append(place))
+    monkeypatch.setattr(net_speed, 'ROUND', (2, 60))
+    way, work = Way('net', TinyNet, compiled=True), Work('cpu', train, 4, 32)
+    training_step = net_speed.training_step_of(way, work)
+    step = net_speed.step_of(training_step, way, work)
+    for _ in range(3):
+        before = [value.clone() for value in (training_step.tested or training_step.model).state_dict().values()]
+        move(training_step, torch.float64)
+        move(training_step, torch.float32)
+        assert all(map(torch.equal, before, (training_step.tested or training_step.model).state_dict().values()))
+        assert net_speed.round_in_turn(step, training_step) > 0
+    assert moved == [CPU, 'cpu'] * 3
+    assert counter.frame_count == 1

@@ -12,14 +12,13 @@ import torch
 
 import models
 import segment
+from data.voc import CLASSES
 from tests.checkpoints import Hostile, killed_at, released, trained
 from tests.conftest import TinyNet, TinySegmenter
 from tests.runs import assert_same
 from utils import checkpoint
-from utils.checkpoint import Checkpoint
+from utils.checkpoint import Checkpoint, Identity, head_difference, load_optimizer, resume, transfer
 from utils.errors import UserError
-from utils.restore import Identity, head_difference, load_optimizer, resume, transfer
-from utils.voc import CLASSES
 
 ROUND = []
 ROUND.append(ROUND)  # a list that holds itself

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from tests.nets import filled, in_make_test, noise, recomputing
 from utils.device import Compute
-from utils.trainer import Learner
+from utils.trainer import Tester, TrainingStep
 
 SIZE = 33  # maps are odd at most strides
 
@@ -28,36 +28,36 @@ def gradients_of(model):
     return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
 
-def assert_trains_as_the_plain_net(learner):
+def assert_trains_as_the_plain_net(training_step):
     """Losses, running statistics and gradients of three updates with 3 images each, in float64.
 
     Each from the same weights: rounding grows from update to update.
     """
     images = noise(3, 3, SIZE, SIZE, dtype=torch.float64)
-    targets = torch.zeros(3, *learner.model.eval()(images[:1]).shape[2:], dtype=torch.int64)
+    targets = torch.zeros(3, *training_step.model.eval()(images[:1]).shape[2:], dtype=torch.int64)
     for _ in range(3):
-        plain = copy.deepcopy(learner.model).train()
+        plain = copy.deepcopy(training_step.model).train()
         expected = cross_entropy(plain(images), targets)
         expected.backward()
-        learner.model.train()
-        _, loss = learner.forward(images, targets)
-        learner.backward(loss)
+        training_step.model.train()
+        _, loss = training_step.forward(images, targets)
+        training_step.backward(loss)
         torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(dict(learner.model.named_buffers()), dict(plain.named_buffers()))
+        torch.testing.assert_close(dict(training_step.model.named_buffers()), dict(plain.named_buffers()))
         gradients = gradients_of(plain)
         atol = 1e-5 * max(gradient.abs().max().item() for gradient in gradients.values())
-        torch.testing.assert_close(gradients_of(learner.model), gradients, rtol=1e-3, atol=atol)
-        learner.update(0.01)
+        torch.testing.assert_close(gradients_of(training_step.model), gradients, rtol=1e-3, atol=atol)
+        training_step.optimizer_step(0.01)
 
 
-def assert_tests_equal_the_plain_net(learner):
+def assert_tests_equal_the_plain_net(model, compute):
     """The fused and compiled copy, in float32, and the net itself, for 4, 3 and 2 images."""
     image = noise(1, 3, SIZE, SIZE, dtype=torch.float64)
     with torch.inference_mode():
-        expected = learner.model.eval()(image).float()
+        expected, tester = model.eval()(image).float(), Tester(model, compute)
         atol = 1e-5 * expected.abs().max().item()
         for number in 4, 3, 2:
-            outputs = learner.tester()(image.repeat(number, 1, 1, 1))
+            outputs = tester.load()(image.repeat(number, 1, 1, 1))
             torch.testing.assert_close(outputs, expected.expand_as(outputs), rtol=1e-4, atol=atol)
 
 
@@ -69,8 +69,7 @@ def takes_any_number(traced):
 @in_make_test('resnext', 'dla', 'densenet_elastic')
 def test_nets_are_compiled_once_for_training_and_once_for_any_number_of_images_to_test(name, counter):
     model, compute = filled(name, num_classes=9, dtype=torch.float64, **recomputing(name)), Compute('cpu', compile=True)
-    runner, optimizer = compute.runner(model, train=True), torch.optim.SGD(model.parameters(), 0.01)
-    learner = Learner(model, runner, cross_entropy, compute, optimizer, None)
-    assert_trains_as_the_plain_net(learner)
-    assert_tests_equal_the_plain_net(learner)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    assert_trains_as_the_plain_net(TrainingStep(model, cross_entropy, compute, optimizer))
+    assert_tests_equal_the_plain_net(model, compute)
     assert [takes_any_number(traced) for traced in counter.graphs] == [False, True]

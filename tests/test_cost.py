@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from models.cost import count_macs, count_parameters, macs_of_modules, trains_on_one
 from tests.nets import FAMILIES
-from utils.cost import count_macs, count_parameters, macs_of_modules, trains_on_one
 
 
 def small_net() -> nn.Module:

@@ -22,11 +22,11 @@ from data import fashion_mnist, prepare_voc, sample
 from data.layouts import make_folders, polygon_area, write_scene
 from data.palette import MAT_FILE, voc_palette, write_mat
 from data.scenes import CLASS_NAMES, IGNORED, SCENE, render_scene
+from data.voc import open_scenes
+from data.voc_transforms import CentredScene
 from tests.conftest import Script
 from tests.pictures import write_fashion
-from utils.interrupt import StopRequest
-from utils.joint_transforms import CentredScene
-from utils.voc import open_scenes
+from utils.signals import StopRequest
 
 SCENES = {'train': 12, 'val': 6}
 OBEY_PARENT = sample._obey_parent

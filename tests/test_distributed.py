@@ -15,8 +15,8 @@ from tests import job
 from tests.conftest import Script, write_folder
 from tests.launch import SMALL, launch, run
 from tests.runs import LAST, LAST_OF_COCO, LAST_OF_VOC, assert_same, content, epochs
-from utils import checkpoint, task
-from utils.batches import TrainBatches
+from utils import checkpoint, trainer
+from utils.loader import TrainBatches
 
 
 @pytest.mark.parametrize('world', [2, 3])
@@ -51,8 +51,8 @@ def alone(trained, tiny):
 @pytest.fixture
 def told(monkeypatch):
     """Results of evaluations in this process."""
-    results, real = [], task.evaluate
-    monkeypatch.setattr(task, 'evaluate', lambda *arguments: results.append(real(*arguments)) or results[-1])
+    results, real = [], trainer.evaluate
+    monkeypatch.setattr(trainer, 'evaluate', lambda *arguments: results.append(real(*arguments)) or results[-1])
     return results
 
 

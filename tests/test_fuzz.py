@@ -18,18 +18,18 @@ import pytest
 import torch
 from PIL import Image
 
+from data.coco import read_table
+from data.image_folder import open_image, open_pixels
+from data.voc import open_mask, size_of
 from models.norm import statistics
 from tests.checkpoints import Hostile, released, trained
 from tests.conftest import TinyNet, stop_at
 from tests.pictures import annotations, write_json
 from tests.runs import LAST
-from utils import checkpoint, reporting
-from utils.coco import read_table
+from utils import checkpoint, logger
+from utils.checkpoint import load_optimizer, resume
 from utils.errors import UserError
-from utils.image_folder import open_image, open_pixels
-from utils.interrupt import Stopped
-from utils.restore import load_optimizer, resume
-from utils.voc import open_mask, size_of
+from utils.signals import Stopped
 
 SEED = int(os.environ.get('FUZZ_SEED', 0))
 FEW_OR_MANY = pytest.mark.parametrize('times', [1, pytest.param(10, marks=pytest.mark.slow)])
@@ -175,8 +175,8 @@ def test_values_of_wrong_kinds(classify, tmp_path, capfd, monkeypatch, times):
         classify('--output', tmp_path, '--epochs', 2)
     content = torch.load(tmp_path / LAST, weights_only=True)
     content['processes'] = [{'statistics': statistics(TinyNet()), 'metrics': content['position']['metrics']}]
-    monkeypatch.setattr(reporting, 'write_figure', lambda *_, **__: None)
-    monkeypatch.setattr(reporting, 'git_commit', lambda: None)
+    monkeypatch.setattr(logger, 'write_figure', lambda *_, **__: None)
+    monkeypatch.setattr(logger, 'git_commit', lambda: None)
     chance = Random(f'{SEED} values')
 
     def attempt():

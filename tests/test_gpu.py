@@ -9,43 +9,43 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
 
+from data.voc import CLASSES
 from models.deeplab import DeepLab
 from tests.conftest import TinyNet
-from utils import compute as engine
-from utils import data
-from utils.compute import Compute
-from utils.finite import FiniteLoss
-from utils.learner import Learner
+from utils import device as engine
+from utils import loader as data
+from utils.device import Compute
 from utils.metrics import TopErrors
 from utils.multilabel import MultiLabelScores, multilabel_loss
-from utils.segmentation import SegmentationScores, segmentation_loss
-from utils.voc import CLASSES, Target
+from utils.run import FiniteLoss
+from utils.segmentation import SegmentationScores, Target, segmentation_loss
+from utils.trainer import Trainer, TrainingStep
 
 GPU = torch.device('cuda')
 
 
-def learner_of(model, amp='off'):
+def training_step_of(model, amp='off', accum_steps=1):
     compute = Compute('cpu', amp)
-    return Learner(model, compute.runner(model, train=True), F.cross_entropy, compute, None, None)
+    return TrainingStep(model, F.cross_entropy, compute, None, accum_steps)
 
 
 def test_segmenters_resize_in_float32(monkeypatch):
-    learner, dtypes, resize = learner_of(DeepLab((1, 1, 1), 3), 'bf16'), [], F.interpolate
-    learner.model.aspp.register_forward_hook(lambda module, inputs, scores: dtypes.append(scores.dtype))
+    training_step, dtypes, resize = training_step_of(DeepLab((1, 1, 1), 3), 'bf16'), [], F.interpolate
+    training_step.model.aspp.register_forward_hook(lambda module, inputs, scores: dtypes.append(scores.dtype))
     monkeypatch.setattr(F, 'interpolate', lambda x, *how, **named: dtypes.append(x.dtype) or resize(x, *how, **named))
-    learner.runner(torch.randn(2, 3, 17, 17))
+    training_step.runner(torch.randn(2, 3, 17, 17))
     assert dtypes == [torch.bfloat16, torch.float32]
 
 
 @pytest.mark.parametrize('amp, dtype', [('off', torch.float32), ('bf16', torch.bfloat16)])
 def test_nets_cast_by_themselves_in_threads_that_know_nothing_of_it(amp, dtype):
-    learner, results = learner_of(TinyNet(3), amp), []
-    learner.model.conv1.register_forward_hook(lambda module, inputs, output: results.append(output.dtype))
-    thread = threading.Thread(target=learner.runner, args=(torch.randn(2, 3, 32, 32),))
+    training_step, results = training_step_of(TinyNet(3), amp), []
+    training_step.model.conv1.register_forward_hook(lambda module, inputs, output: results.append(output.dtype))
+    thread = threading.Thread(target=training_step.runner, args=(torch.randn(2, 3, 32, 32),))
     thread.start()
     thread.join()
     assert results == [dtype]
-    outputs, loss = learner.forward(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
+    outputs, loss = training_step.forward(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
     assert outputs.dtype == loss.dtype == torch.float32
 
 
@@ -80,14 +80,14 @@ def test_tf32_is_of_gpus_alone(classify, capsys):
     assert '--amp tf32 needs a GPU of NVIDIA' in classify.error(capsys, '--amp', 'tf32')
 
 
-def test_scripts_ask_for_the_fused_optimizer_on_gpus(classify, multilabel, segment, monkeypatch):
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_scripts_ask_for_the_fused_optimizer_on_gpus(classify, multilabel, segment, monkeypatch, device):
+    optimizers, gpu = [], Trainer.on_gpu.fget(SimpleNamespace(compute=SimpleNamespace(device=torch.device(device))))
+    monkeypatch.setattr(Trainer, 'on_gpu', gpu)
+    monkeypatch.setattr(Trainer, 'fit', lambda trainer, optimizer, *_: optimizers.append(optimizer))
     for called, flags in (classify, []), (multilabel, []), (segment, ['--train', '--freeze-bn']):
-        args = called.script.make_parser().parse_args([*called.shared, *flags])
-        make_task = called.script.training if called is segment else called.script.make_task
-        for there in True, False:
-            monkeypatch.setattr(called.script, 'on_gpu', lambda name, there=there: there)
-            assert make_task(args).optimizer.defaults['fused'] is there
-    assert not engine.on_gpu('cpu')
+        called(*flags)
+    assert [optimizer.defaults['fused'] for optimizer in optimizers] == [device == 'cuda'] * 3
 
 
 @pytest.mark.parametrize('processes, asked, workers', [(1, 16, 8), (4, 16, 2), (4, 1, 1), (16, 3, 1), (4, 0, 0)])
@@ -104,11 +104,10 @@ def test_processes_exchange_gradients_where_they_are_and_once_per_update(monkeyp
 
     monkeypatch.setattr(engine, 'is_distributed', lambda: True)
     monkeypatch.setattr(engine, 'DistributedDataParallel', parallel)
-    monkeypatch.setattr('utils.learner.world_size', lambda: 2)
-    learner = learner_of(TinyNet(3))
-    learner.accumulate = 3
-    assert learner.runner.gradient_as_bucket_view is True
-    assert [learner.exchange(step) == 'not exchanged' for step in range(6)] == [True, True, False] * 2
+    monkeypatch.setattr('utils.trainer.world_size', lambda: 2)
+    training_step = training_step_of(TinyNet(3), accum_steps=3)
+    assert training_step.runner.gradient_as_bucket_view is True
+    assert [training_step.no_sync(step) == 'not exchanged' for step in range(6)] == [True, True, False] * 2
 
 
 def test_no_metric_waits_for_a_batch(monkeypatch):

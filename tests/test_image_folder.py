@@ -1,4 +1,4 @@
-"""utils/image_folder.py and utils/folder_index.py: crops, pixels, damage, workers; which pictures a folder holds."""
+"""data/image_folder.py and data/folder_index.py: crops, pixels, damage, workers; which pictures a folder holds."""
 
 import os
 import pickle
@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader
 from torchvision import io, transforms
 from torchvision.datasets import ImageFolder
 
-from data.drawn_photos import draw_photo
-from utils import folder_index, image_folder
-from utils.data import Seeded, collate
+from data import folder_index, image_folder
+from data.folder_index import cache_file, open_index, read_cache
+from data.image_folder import RandomCrop, open_image, open_pixels, open_train_and_val
+from tools.benchmark.loaders import draw_photo
 from utils.errors import UserError
-from utils.folder_index import cache_file, open_index, read_cache
-from utils.image_folder import RandomCrop, open_image, open_pixels, open_train_and_val
+from utils.loader import Seeded, collate
 
 PHOTO = draw_photo(np.random.default_rng(0))
 THEIRS = transforms.Compose(

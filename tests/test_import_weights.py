@@ -12,16 +12,16 @@ from safetensors.torch import save_file
 
 import models
 from models.dla import DLA
-from models.halves import joined
 from models.norm import batch_norms
 from tests import nets
 from tests.conftest import Script
 from tests.reference import load_weights
 from tools import import_weights
+from tools.branches import joined
 from tools.import_weights import SOURCES
 from utils import checkpoint, safetensors_file
+from utils.checkpoint import Identity, load_for_evaluation
 from utils.errors import UserError
-from utils.restore import Identity, load_for_evaluation
 
 CLASSES = [str(n) for n in range(1000)]
 RESNEXT, SE, DLA102X = 'torchvision/resnext50_32x4d', 'timm/seresnext50_32x4d', 'timm/dla102x'

@@ -11,17 +11,15 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
+from data.image_folder import central_crop, open_folder
 from tests.checkpoints import killed_at
 from tests.conftest import TinyNet
-from utils import reporting
-from utils.accumulation import micro_batches
-from utils.batches import EvalBatches, TrainBatches
-from utils.compute import Compute
-from utils.data import DeviceLoader
+from utils import logger
+from utils.device import Compute
 from utils.errors import UserError
-from utils.image_folder import central_crop, open_folder
-from utils.interrupt import StopRequest, obey_parent_only
-from utils.reporting import Log, draw_curves
+from utils.loader import DeviceLoader, EvalBatches, TrainBatches, micro_batches
+from utils.logger import Log, draw_curves
+from utils.signals import StopRequest, obey_parent_only
 
 CPU = Compute('cpu')
 
@@ -33,7 +31,7 @@ def test_micro_batches_stand_for_gpus(monkeypatch, job, told):
     assert micro_batches(256, 8, 8, training=True) == (256, 1)
     assert micro_batches(250, 8, 3, training=False) == (125, 2)
     assert micro_batches(4, 8, 1, training=False) == (1, 8)
-    monkeypatch.setattr('utils.accumulation.is_distributed', lambda: job)
+    monkeypatch.setattr('utils.loader.is_distributed', lambda: job)
     with pytest.raises(UserError, match=f'--num-gpus 8 is no multiple of the {told}$'):
         micro_batches(256, 8, 3, training=True)
 
@@ -164,7 +162,7 @@ def test_curves_that_lack_an_epoch_are_drawn_anew_and_others_are_not(classify, t
 
 def test_curves_show_what_there_is(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(reporting, 'write_figure', lambda figure, *_, **__: drawn.extend(figure.axes))
+    monkeypatch.setattr(logger, 'write_figure', lambda figure, *_, **__: drawn.extend(figure.axes))
     records = [{'epoch': n, 'train': {'loss': value}} for n, value in enumerate([1.0, 'x', None, 0.5, {}])]
     draw_curves(records, tmp_path / 'curves.png')
     (panel,) = drawn

@@ -8,11 +8,9 @@ import torch
 from sklearn import metrics as theirs
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, nll_loss
 
-from utils.confusion import IGNORED, ConfusionMatrix
 from utils.metrics import TopErrors
 from utils.multilabel import NAMES, MultiLabelCounts, MultiLabelScores, multilabel_loss
-from utils.segmentation import segmentation_loss
-from utils.voc import Target
+from utils.segmentation import IGNORED, ConfusionMatrix, Target, segmentation_loss
 
 CPU = torch.device('cpu')
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from data import scaled_objects, scenes
-from data.scaled_objects import FACTORS, SHAPE_SIZES, THIRDS, Target, jitter, jittered_photos, shapes, third_of
+from data import scenes
 from data.scenes import CLASS_NAMES
 from tests.conftest import Script, TinyNet
 from tests.pictures import write_fashion
 from tests.runs import epochs
-from tools import miniature
-from tools.miniature import Recipe
-from utils.comparison import cell, draw, spread, table
-from utils.scale_errors import ScaleErrors
+from tools.miniature import __main__ as miniature
+from tools.miniature import data as scaled_objects
+from tools.miniature.__main__ import Recipe
+from tools.miniature.data import FACTORS, SHAPE_SIZES, THIRDS, Target, jitter, jittered_photos, shapes, third_of
+from tools.miniature.report import ScaleErrors, cell, draw, spread, table
 
 WHITE = np.full((28, 28), 255, np.uint8)
 # One pass over 32 shapes, two over 16 photos.
@@ -122,7 +122,7 @@ def quick(monkeypatch, fashion, tmp_path):
     monkeypatch.setattr(miniature, 'build', lambda net, num_classes: TinyNet(num_classes))
     monkeypatch.setattr(miniature, 'available_cores', lambda: 1)
     monkeypatch.setattr(miniature, 'RECIPE', QUICK)
-    monkeypatch.setattr('utils.reporting.draw_curves', lambda *_: None)  # which takes longer than the runs
+    monkeypatch.setattr('utils.logger.draw_curves', lambda *_: None)  # which takes longer than the runs
     return Script(miniature, '--device', f'cpu --output {tmp_path}/out --source {fashion} --seeds 3')
 
 

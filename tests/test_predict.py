@@ -7,15 +7,15 @@ from PIL import Image
 from torch.nn.functional import pad
 from torchvision import transforms as T
 
+from data.class_names import default_names
 from data.palette import voc_palette
+from data.voc import CLASSES
 from tests.checkpoints import save_net
 from tests.conftest import Script, TinyNet, TinySegmenter
 from tests.nets import assert_equals_eager, filled, in_make_test
 from tools import predict as script
-from utils.class_names import default_names
-from utils.data import MEAN, STD
-from utils.export import export
-from utils.voc import CLASSES
+from tools.export import export
+from utils.loader import MEAN, STD
 
 NAMES = ['ant', 'bee', 'cat', 'dog', 'eel', 'fox', 'gnu']
 FOLDERS, OF_FOLDERS = [f'n{10_000_000 + 7 * place}' for place in range(1000)], default_names('imagenet', 1000)
@@ -131,8 +131,8 @@ def test_exports_are_all_or_none(predict, tmp_path, monkeypatch, capsys, onnx):
         if onnx == 'too large':
             raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr('utils.export.find_spec', lambda name: onnx != 'absent')
-    monkeypatch.setattr('utils.export.save_onnx', write)
+    monkeypatch.setattr('tools.export.find_spec', lambda name: onnx != 'absent')
+    monkeypatch.setattr('tools.export.save_onnx', write)
     if onnx == 'too large':
         assert 'No space left' in predict.error(capsys, '--export', out / 'net.pt2')
         assert not list(out.iterdir())

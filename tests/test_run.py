@@ -11,9 +11,9 @@ import torch
 from tests.checkpoints import killed_at
 from tests.conftest import SETS, small_script, stop_at
 from tests.runs import LAST, LAST_OF_COCO, LAST_OF_VOC, assert_same, content, epochs
-from utils import checkpoint, output, reporting, task
-from utils.compute import Compute
-from utils.interrupt import Stopped
+from utils import checkpoint, files, logger, trainer
+from utils.device import Compute
+from utils.signals import Stopped
 
 LASTS = {'classify': LAST, 'multilabel_classify': LAST_OF_COCO, 'segment': LAST_OF_VOC}
 
@@ -21,7 +21,7 @@ LASTS = {'classify': LAST, 'multilabel_classify': LAST_OF_COCO, 'segment': LAST_
 @pytest.fixture(autouse=True)
 def quick(undrawn, monkeypatch):
     """Without curves and without git, which take longer than some of these runs."""
-    monkeypatch.setattr(reporting, 'git_commit', lambda: None)
+    monkeypatch.setattr(logger, 'git_commit', lambda: None)
 
 
 # The script, the number of the picture at which the signal comes, half of it in the first of two workers, and workers.
@@ -83,16 +83,16 @@ HELD = []  # locks of this process
 
 
 def hold_lock(folder):
-    HELD.append(output.lock(folder))
+    HELD.append(files.lock(folder))
 
 
 def test_output_is_in_use_by_a_process_until_it_ends(classify, tmp_path, capsys, monkeypatch):
     """That is told before a checkpoint is read: a run that is just ending could write a newer one."""
-    monkeypatch.setattr(task, 'find_checkpoint', None)
+    monkeypatch.setattr(trainer, 'find_checkpoint', None)
     with multiprocessing.get_context('fork').Pool(1) as other:
         other.apply(hold_lock, [tmp_path])
         assert f'{tmp_path} is in use by another run' in classify.error(capsys, '--output', tmp_path)
-    output.lock(tmp_path).close()
+    files.lock(tmp_path).close()
 
 
 def test_what_a_killed_run_left_half_written_is_removed(classify, tmp_path):
@@ -178,7 +178,7 @@ def test_learning_rate_of_an_epoch_that_was_stopped_while_tested_is_its_own(clas
     arguments = '--output', tmp_path, '--decay-epochs', 1, '--auto-resume'
     classify(*arguments, '--epochs', 1)
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(task, 'evaluate', lambda *_: (_ for _ in ()).throw(Stopped(143)))
+        patch.setattr(trainer, 'evaluate', lambda *_: (_ for _ in ()).throw(Stopped(143)))
         classify(*arguments)
     classify(*arguments)
     assert [record['lr'] for record in epochs(tmp_path) if 'epoch' in record] == pytest.approx([0.05, 0.005])
@@ -187,7 +187,7 @@ def test_learning_rate_of_an_epoch_that_was_stopped_while_tested_is_its_own(clas
 def test_only_a_lower_error_is_a_better_one_and_the_first_is_the_best_so_far(classify, tmp_path, monkeypatch):
     """Also over a resume, and of epochs of which none gets anything right."""
     errors, best = iter([100.0, 100.0, 50.0, 50.0, 60.0]), []
-    monkeypatch.setattr(task, 'evaluate', lambda *_: {'err1': next(errors)})
+    monkeypatch.setattr(trainer, 'evaluate', lambda *_: {'err1': next(errors)})
     for epochs_done in range(1, 6):
         classify('--output', tmp_path, '--epochs', epochs_done, '--auto-resume')
         best.append(checkpoint.read(tmp_path / 'model_best.pth.tar').epoch)

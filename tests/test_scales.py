@@ -11,19 +11,19 @@ from PIL import Image
 from torch import nn
 
 import models
-from data.drawn_photos import draw_photo
+from data.image_folder import central_crop, scaled_crop
 from models.elastic import Split, observed
 from tests.conftest import Script, TinyNet
 from tests.nets import FAMILIES, noise
 from tests.reference import load_weights
-from tools import scale_policy, stress_test
-from utils.batches import EvalBatches
-from utils.compute import Compute
-from utils.data import DeviceLoader
+from tools import stress_test
+from tools.benchmark.loaders import draw_photo
+from tools.scale_policy import __main__ as scale_policy
+from tools.scale_policy.policy import measure, stage_of
+from utils.device import Compute
 from utils.errors import UserError
-from utils.image_folder import central_crop, scaled_crop
-from utils.output import write_results
-from utils.scale_policy import measure, stage_of
+from utils.files import write_results
+from utils.loader import DeviceLoader, EvalBatches
 
 STAGES = {  # blocks by stage: all of them, the elastic ones
     'small': ((2, 2, 2, 1), (2, 1, 1)),
@@ -130,14 +130,14 @@ def test_policies_of_pictures(policy, small, folder, tmp_path, monkeypatch):
         shares = [full / (full + half) for full, half in zip(image['full'], image['half'], strict=True)]
         assert [image['share'], *image['shares']] == pytest.approx([sum(shares) / 4, *shares], rel=1e-3)
     torch.save(small().state_dict(), tmp_path / 'small.pth')
-    monkeypatch.setattr('utils.policy_figure.MOST_ROWS', 2)
+    monkeypatch.setattr('tools.scale_policy.figure.MOST_ROWS', 2)
     policy(*paths, '--arch', 'small')
     assert numbers(tmp_path) == found
 
 
 @pytest.mark.parametrize('classes', [4, 24])
 def test_policies_of_a_folder_by_class_and_its_extremes(policy, folder, tmp_path, monkeypatch, classes):
-    monkeypatch.setattr('utils.policy_figure.MOST_CLASSES', classes)
+    monkeypatch.setattr('tools.scale_policy.figure.MOST_CLASSES', classes)
     policy(folder / 'val', '-b', 5)
     found = numbers(tmp_path)
     assert list(found['classes']) == ['ant', 'bee', 'cat', 'dog', 'eel', 'fox']

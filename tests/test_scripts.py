@@ -12,17 +12,18 @@ from PIL import Image
 
 import models
 import segment as segment_script
+from data.coco import open_part, squashed
 from data.palette import voc_palette
+from data.voc import CLASSES
 from tests.conftest import SETS, Script, small_script, write_folder
 from tests.pictures import SIZES, Oracle, write_json, write_voc
 from tests.runs import LAST, LAST_OF_COCO, LAST_OF_VOC, MEASURED, PAIR, content, epochs
 from tools import prediction_sheet
-from utils import checkpoint, compute, task
-from utils.coco import open_part, squashed
+from utils import checkpoint, trainer
+from utils import device as compute
 from utils.errors import UserError
 from utils.multilabel import NAMES
 from utils.run import Run
-from utils.voc import CLASSES
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason='here is a GPU')
 MEAN_IOUS = 'Mean IoU', 'Mean IoU over the 21 classes present'
@@ -161,7 +162,7 @@ def test_docker_classify_as_one_process_uses_one_gpu_and_classify_all(folder, ti
     monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
     monkeypatch.setattr(compute, 'set_up_gpu', lambda device, tf32: None)
     check = Mock(side_effect=UserError('seen'))
-    monkeypatch.setattr(task, 'check_training', check)
+    monkeypatch.setattr(trainer, 'check_training', check)
     for name in 'classify', 'docker_classify':
         with pytest.raises(UserError, match='seen'):
             small_script(name, folder)('-g', 4, '--device', 'auto')

@@ -10,16 +10,14 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torchvision.transforms.functional import normalize, to_tensor
 
+from data.coco import open_part, read_table, squashed
+from data.voc import Scenes, open_scene, open_scenes
+from data.voc_transforms import CentredScene, RandomScene
 from tests.pictures import SIZES, annotations, scene, write_json
-from utils.batches import EvalBatches
-from utils.coco import open_part, read_table, squashed
-from utils.compute import Compute
-from utils.confusion import IGNORED
-from utils.data import MEAN, STD, DeviceLoader
+from utils.device import Compute
 from utils.errors import UserError
-from utils.joint_transforms import CentredScene, RandomScene
-from utils.multiscale import MultiScale
-from utils.voc import Scenes, open_scene, open_scenes
+from utils.loader import MEAN, STD, DeviceLoader, EvalBatches
+from utils.segmentation import IGNORED, MultiScale
 
 
 def test_table_has_categories_in_the_files_order_and_empty_images(tmp_path, capsys):

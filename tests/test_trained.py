@@ -1,4 +1,4 @@
-"""utils/trained.py: what net a file is of, as it says or as its tensors tell; hubconf.py, through torch.hub itself."""
+"""tools/pretrained.py: what net a file is of, as it says or as its tensors tell; hubconf.py, through torch.hub."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +9,14 @@ from torch import nn
 
 import hubconf
 import models
+from data.class_names import default_names, readable_names
+from data.voc import CLASSES
 from tests.conftest import TinyNet, TinySegmenter
 from tests.nets import on_meta
 from tests.runs import assert_same
+from tools.pretrained import identify, load_net
 from utils.checkpoint import Checkpoint
-from utils.class_names import default_names, readable_names
 from utils.errors import UserError
-from utils.trained import identify, load_net
-from utils.voc import CLASSES
 
 ROOT = str(Path(hubconf.__file__).parent)
 NAMES = ['ant', 'bee', 'cat', 'dog', 'eel', 'fox', 'gnu']

@@ -18,9 +18,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.optim import SGD
+from torch import Tensor
 
 import models
 from data.image_folder import PictureFolder, open_folder, scaled_crop
@@ -33,7 +31,7 @@ from utils.loader import MEAN, DeviceLoader, EvalBatches
 from utils.logger import ToolReporter
 from utils.metrics import TopErrors
 from utils.signals import StopRequest
-from utils.trainer import Learner, evaluate
+from utils.trainer import TrainingStep, evaluate
 
 
 def make_parser() -> Parser:
@@ -57,10 +55,10 @@ def main(args: Namespace) -> None:
     with StopRequest() as stop:
         results = {
             name: [
-                test(learner, images, args, ToolReporter(f'{name}, {factor:g}'), stop)
+                test(training_step, images, args, ToolReporter(f'{name}, {factor:g}'), stop)
                 for factor, images in zip(factors, pictures, strict=True)
             ]
-            for name, learner in learners.items()
+            for name, training_step in learners.items()
         }
     print(table(factors, results))
     noted = {'checkpoints': args.checkpoints, 'data': args.data, 'images': len(pictures[0])}
@@ -69,14 +67,14 @@ def main(args: Namespace) -> None:
     write_results(draw(factors, results, pictures), noted, args.out)
 
 
-def open_learners(args: Namespace, classes: list[str]) -> dict[str, Learner]:
+def open_learners(args: Namespace, classes: list[str]) -> dict[str, TrainingStep]:
     """The nets to test, by the names they have in table and plot."""
     paths, archs, compute = args.checkpoints, args.arch or [None] * len(args.checkpoints), Compute(args.device)
     if len(archs) != len(paths):
         raise UserError(f'--arch is given {len(archs)} times for {len(paths)} checkpoints')
     opened = [open_classifier(path, arch, 'imagenet', classes) for path, arch in zip(paths, archs, strict=True)]
     names = names_of([identity.arch for _, identity in opened], paths)
-    return {name: learner_of(model, compute) for name, (model, _) in zip(names, opened, strict=True)}
+    return {name: training_step_of(model, compute) for name, (model, _) in zip(names, opened, strict=True)}
 
 
 def names_of(archs: list[str], paths: list[Path]) -> list[str]:
@@ -89,19 +87,12 @@ def names_of(archs: list[str], paths: list[Path]) -> list[str]:
     ]
 
 
-def learner_of(model: nn.Module, compute: Compute) -> Learner:
-    """The net on its device, with an optimizer and a learning rate that nobody will use."""
-    model = compute.place(model)
-    runner = compute.runner(model, train=False)
-    return Learner(model, runner, cross_entropy, compute, SGD(model.parameters()), lambda epoch: 0)
-
-
 def test(
-    learner: Learner, images: PictureFolder, args: Namespace, progress: ToolReporter, stop: StopRequest
+    training_step: TrainingStep, images: PictureFolder, args: Namespace, progress: ToolReporter, stop: StopRequest
 ) -> dict[str, float]:
     """Loss, err1 and err5 as classify.py --evaluate measures them."""
-    loader = DeviceLoader(images, EvalBatches([range(len(images))], args.batch_size), learner.compute, args.workers)
-    return evaluate(learner, loader, TopErrors(learner.compute.device), progress, stop)
+    loader = DeviceLoader(images, EvalBatches([range(len(images))], args.batch_size), training_step.compute, args.workers)
+    return evaluate(training_step, loader, TopErrors(training_step.compute.device), progress, stop)
 
 
 def table(factors: list[float], results: dict[str, list[dict[str, float]]]) -> str:

@@ -77,7 +77,7 @@ class TrainingStep:
         """Whether the micro-batch numbered `step` (from 0) is the last of an update."""
         return (step + 1) % self.accum_steps == 0
 
-    def update(self, learning_rate: float) -> None:
+    def optimizer_step(self, learning_rate: float) -> None:
         """Let the optimizer use the gradients, and clear them. A group's `lr_scale` is a factor of its own."""
         for group in self.optimizer.param_groups:
             group['lr'] = learning_rate * group.get('lr_scale', 1)
@@ -130,7 +130,7 @@ def train_epoch(
         metrics.update(loss, outputs, targets)
         learning_rate = schedule(run.epoch + step / steps)
         if training_step.completes_update(step):
-            training_step.update(learning_rate)
+            training_step.optimizer_step(learning_rate)
         clock.tick()
         if step % reporter.every == 0:
             run.check_finite()

@@ -9,9 +9,10 @@
 Nets are measured beside the same net run the reference's way (contiguous, float32, norms on their own) and beside
 torchvision's. The ways take turns, so that a machine that slows down for a while slows all of them; medians and ranges
 are printed, the peak of memory of each in a process of its own, and the share of what one large matrix product reaches
-in the same precision; torchvision's nets are compared with the first net's reference. Loaders meet torchvision's usual
-pipeline on JPEGs of 500 x 375; without workers their rate is per second of a core's time, else per second. The set that
---startup makes has as many names as ImageNet, hard links to a few pictures.
+in the same precision; torchvision's nets are compared with the first net's reference. On a GPU a turn is 20 steps or a
+second, and a net is in memory only in its turn. Loaders meet torchvision's usual pipeline on JPEGs of 500 x 375;
+without workers their rate is per second of a core's time, else per second. The set that --startup makes has as many
+names as ImageNet, hard links to a few pictures.
 """
 
 import json
@@ -24,10 +25,10 @@ from typing import Any
 
 import torch
 
-from tools.benchmark import loaders as input_speed
-from tools.benchmark import nets as net_speed
+from tools.benchmark import loaders, nets
 from tools.benchmark.nets import LAYOUTS, NETS, RIVALS, Work, ways_of
 from tools.benchmark.startup import STAGES, launch, made_set
+from tools.benchmark.timing import in_words
 from utils.cli import Parser, nonnegative_int, positive_int
 from utils.device import DTYPES, Compute
 from utils.errors import exit_cleanly
@@ -66,6 +67,7 @@ def add_net_arguments(parser: Parser) -> None:
     add('-b', '--batch-size', type=positive_int, default=16, metavar='N', help='images at once')
     add('--image-size', type=positive_int, default=224, metavar='PIXELS', help='side of an image')
     add('--device', choices=['auto', 'cuda', 'mps', 'cpu'], default='auto', help='where')
+    add('--all-gpus', action='store_true', help='on all visible GPUs, else on one')
 
 
 def main(args: Namespace) -> None:
@@ -82,9 +84,9 @@ def main(args: Namespace) -> None:
 
 def report_nets(args: Namespace) -> list[dict[str, Any]]:
     """Measure nets and print them as a table."""
-    work = Work(args.device, args.train, args.batch_size, args.image_size)
+    work = Work(args.device, args.train, args.batch_size, args.image_size, args.all_gpus)
     ways = ways_of(args.nets, args.rivals, args.amp, args.layout, args.compile)
-    rows = net_speed.measure(ways, work, args.rounds)
+    rows = nets.measure(ways, work, args.rounds)
     print(f'| {"trained" if args.train else "tested"} | images/s (range) | times the reference | peak MiB |'
           ' GFLOP/s | of a matrix product |\n| --- | ---: | ---: | ---: | ---: | ---: |')  # fmt: skip
     for row in rows:
@@ -101,15 +103,10 @@ def net_line(row: dict[str, Any]) -> str:
     return f'| {row["name"]} | {in_words(row, 2)} | {compared} | {gflops} | {row["of_matrix_product"]:.0%} |'
 
 
-def in_words(row: dict[str, Any], digits: int) -> str:
-    """Median and range."""
-    return f'{row["median"]:.{digits}f} ({row["lowest"]:.{digits}f} to {row["highest"]:.{digits}f})'
-
-
 def report_input(args: Namespace) -> list[dict[str, Any]]:
     """Measure loaders and print them as a table."""
     workers = args.workers or range(available_cores() + 1)
-    rows = input_speed.measure(workers, args.pictures, args.images, args.rounds)
+    rows = loaders.measure(workers, args.pictures, args.images, args.rounds)
     print("| workers | loader | images/s (range) | times torchvision's |\n| ---: | --- | ---: | ---: |")
     for row in rows:
         print(f'| {row["workers"]} | {row["loader"]} | {in_words(row, 0)} | {row["times_torchvision"]:.2f} |')

@@ -1,9 +1,11 @@
 """Nets at work, tested or trained: images per second, peak memory, and the share of what a matrix product reaches.
 
-Each way to run a net has a process of its own, since memory is managed for a whole process (utils/device.py).
+Each way to run a net has a process of its own, since memory is managed for a whole process (utils/device.py), and is
+measured in rounds: a step on a CPU; on a GPU 20 steps, or those of a second, and its net is there only meanwhile.
 """
 
 import statistics
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,10 +21,11 @@ from torchvision.models import segmentation
 import models
 from models.cost import count_macs
 from tools.benchmark.timing import Apart, Step, interleaved, rates
-from utils.device import Compute, keep_freed_memory
-from utils.trainer import Learner
+from utils.device import Compute, keep_freed_memory, pick_device
+from utils.trainer import Tester, TrainingStep
 
 MATRIX_SIDE = 2048  # on a CPU; a GPU needs a larger product to be busy
+ROUND = 20, 1.0  # on a GPU: steps, or seconds if they come first
 LAYOUTS = 'channels-last', 'contiguous'
 Build = Callable[[], nn.Module]
 
@@ -64,6 +67,7 @@ class Work:
     train: bool
     batch_size: int
     image_size: int
+    all_gpus: bool = False  # through DataParallel; else one
 
     def operations(self, build: Build) -> int:
         """Floating-point operations of a net's step: two per multiply-accumulate, in training three times as many."""
@@ -88,9 +92,10 @@ class Way:
         others = [self.layout] * (self.layout != LAYOUTS[0] and not self.reference) + ['compiled'] * self.compiled
         return ', '.join([self.net if self.ours else f"torchvision's {self.net}", kind, *others])
 
-    def compute(self, device: str) -> Compute:
+    def compute(self, device: str, all_gpus: bool = False) -> Compute:
         """Where and how it runs."""
-        return Compute(device, self.amp, channels_last=self.layout == LAYOUTS[0], compile=self.compiled)
+        is_last = self.layout == LAYOUTS[0]
+        return Compute(device, self.amp, channels_last=is_last, compile=self.compiled, all_gpus=all_gpus)
 
 
 def ways_of(nets: list[str], rivals: list[str], amps: list[str], layouts: list[str], compiled: bool) -> list[Way]:
@@ -108,25 +113,25 @@ def reference_way(net: str) -> Way:
 def measure(ways: list[Way], work: Work, rounds: int) -> list[dict[str, Any]]:
     """A row of numbers for each way, and the rate of a large matrix product in each precision, in the same rounds."""
     amps = dict.fromkeys(way.amp for way in ways)
-    products = {f'matrix product, {amp}': matrix_product(Compute(work.device, amp)) for amp in amps}
+    products = {f'matrix product, {amp}': matrix_product(work.device, amp) for amp in amps}
     with ExitStack() as stack:
         own = {way: stack.enter_context(apart(way, work)) for way in ways}
-        steps = {str(way): step for way, step in own.items()} | {name: step for name, (step, _) in products.items()}
-        seconds = interleaved(steps, rounds, warm_up=2)
-        peaks = {way: step.peak() for way, step in own.items()}
+        turns = {str(way): turn for way, turn in own.items()} | {name: turn for name, (turn, _) in products.items()}
+        seconds = interleaved(turns, rounds, warm_up=2, timed=True)
+        peaks = {way: turn.peak() for way, turn in own.items()}
     reached = {name: rates(operations, seconds[name])['median'] for name, (_, operations) in products.items()}
     rows = [row(way, peak, seconds, reached, work) for way, peak in peaks.items()]
     return rows + [{'name': name, 'flops': flops} for name, flops in reached.items()]
 
 
 def apart(way: Way, work: Work) -> Apart:
-    """The way's step, in its own process."""
-    return Apart(str(way), step_of, way.compute(work.device).device, way, work)
+    """The way's rounds, in its own process."""
+    return Apart(str(way), turn_of, pick_device(work.device), way, work)
 
 
 def row(
     way: Way, peak: int, seconds: dict[str, list[float]], reached: dict[str, float], work: Work
-) -> dict[str, float | str]:
+) -> dict[str, float | str | None]:
     """The numbers of a way. torchvision's nets are compared with the first net's reference."""
     median = statistics.median(seconds[str(way)])
     reference = str(reference_way(way.net)) if way.ours else next(iter(seconds))
@@ -134,58 +139,114 @@ def row(
     return {
         'name': str(way),
         **rates(work.batch_size, seconds[str(way)]),
-        'times_reference': statistics.median(seconds[reference]) / median,
+        'times_reference': statistics.median(seconds[reference]) / median if reference in seconds else None,
         'peak_bytes': peak,
         'flops': flops,
         'of_matrix_product': flops / reached[f'matrix product, {way.amp}'],
     }
 
 
-def step_of(way: Way, work: Work) -> Step:
-    """A step of training; or a test of a batch, as our scripts do it or, of other nets, calling them as they are."""
+def turn_of(way: Way, work: Work) -> Step:
+    """Rounds of training; or of testing a batch, as our scripts do it or, of other nets, calling them as they are."""
+    training_step = training_step_of(way, work)
+    compute = training_step.compute
+    tester = Tester(training_step.model, compute) if way.ours and not way.reference and not work.train else None
+    images = compute.images(torch.randn(work.batch_size, 3, work.image_size, work.image_size))
+    step = training(training_step, images) if work.train else testing(training_step.model, images, compute, tester)
+    if compute.device.type != 'cuda':
+        return lambda: round_of(step)
+    nets = [training_step.model, *([tester.net] if tester else [])]
+    move(nets, training_step.optimizer, 'cpu')
+    return lambda: round_in_turn(step, nets, training_step.optimizer, compute.device)
+
+
+def training_step_of(way: Way, work: Work) -> TrainingStep:
+    """The way's net, ready to learn."""
     torch.manual_seed(0)
-    compute = way.compute(work.device)
+    compute = way.compute(work.device, work.all_gpus)
     if way.ours and not way.reference:
         keep_freed_memory(compute.device)
     model = compute.place(way.build())
-    images = compute.images(torch.randn(work.batch_size, 3, work.image_size, work.image_size))
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, fused=compute.device.type == 'cuda')
-    learner = Learner(model, compute.runner(model, train=True), cross_entropy, compute, optimizer, lambda epoch: 1e-3)
-    return training(learner, images) if work.train else testing(learner, images, fuse=way.ours and not way.reference)
+    return TrainingStep(model, cross_entropy, compute, optimizer)
 
 
-def training(learner: Learner, images: Tensor) -> Step:
-    """A training step, the same for every net."""
+def round_in_turn(
+    step: Callable[[], Tensor], nets: list[nn.Module], optimizer: torch.optim.Optimizer, device: torch.device
+) -> float:
+    """On a GPU, where the nets of all ways would not fit together: come, do a round and go."""
+    move(nets, optimizer, device)
+    step().item()  # allocates what the others will find
+    seconds = round_of(step, *ROUND)
+    move(nets, optimizer, 'cpu')
+    torch.cuda.empty_cache()
+    return seconds
+
+
+def round_of(
+    step: Callable[[], Tensor],
+    steps: int = 1,
+    seconds: float = 0.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Seconds of a step, on average over so many, or over those of so many seconds; the device is waited for once."""
+    start, done = clock(), 0
+    while done == 0 or (done < steps and clock() - start < seconds):
+        result = step()
+        done += 1
+    result.item()
+    return (clock() - start) / done
+
+
+def move(nets: list[nn.Module], optimizer: torch.optim.Optimizer, device: str | torch.device) -> None:
+    """Take the net, as it is trained and tested, and what its optimizer remembers to a device.
+
+    Parameters stay the same objects with other data, so that nothing is compiled anew for them.
+    """
+    for net in nets:
+        net.to(device)
+    for state in optimizer.state.values():
+        state.update({name: value.to(device) for name, value in state.items() if isinstance(value, Tensor)})
+
+
+def training(training_step: TrainingStep, images: Tensor) -> Callable[[], Tensor]:
+    """A training step, the same for every net, and its loss."""
     with torch.no_grad():
-        shape = learner.model.eval()(images[:1]).shape
-    learner.model.train()
+        shape = training_step.model.eval()(images[:1]).shape
+    training_step.model.train()
     targets = torch.zeros(len(images), *shape[2:], dtype=torch.int64, device=images.device)
 
-    def step() -> None:
-        _, loss = learner.forward(images, targets)
-        learner.backward(loss)
-        learner.update(1e-3)
-        loss.item()
+    def step() -> Tensor:
+        _, loss = training_step.forward(images, targets)
+        training_step.backward(loss)
+        training_step.optimizer_step(1e-3)
+        return loss
 
     return step
 
 
-def testing(learner: Learner, images: Tensor, fuse: bool) -> Step:
-    """A test of a batch."""
-    compute, model = learner.compute, learner.model.eval()
-    with torch.inference_mode():
-        runner = learner.tester() if fuse else compute.runner(compute.place_for_test(model), train=False)
-    images = images if fuse else images.to(compute.dtype)
+def testing(model: nn.Module, images: Tensor, compute: Compute, tester: Tester | None) -> Callable[[], Tensor]:
+    """A test of a batch, and its first number; by calling the net as it is where there is no tester."""
+    with torch.no_grad():
+        runner = tester.load() if tester else compute.runner(compute.place_for_test(model.eval()), train=False)
+    images = images if tester else images.to(compute.dtype)
 
-    def step() -> None:
+    def step() -> Tensor:
         with torch.inference_mode():
-            runner(images).flatten()[0].item()
+            return runner(images).flatten()[0]
 
     return step
 
 
-def matrix_product(compute: Compute) -> tuple[Step, float]:
-    """A product of two matrices, and its floating-point operations."""
-    side = MATRIX_SIDE * (4 if compute.device.type == 'cuda' else 1)
+def matrix_product(device: str, amp: str) -> tuple[Step, float]:
+    """Rounds of a product of two matrices, and its floating-point operations."""
+    compute = Compute(device, amp, all_gpus=False)
+    on_gpu = compute.device.type == 'cuda'
+    side = MATRIX_SIDE * (4 if on_gpu else 1)
     matrix = torch.randn(side, side, device=compute.device, dtype=compute.dtype)
-    return lambda: (matrix @ matrix)[0, 0].item(), 2.0 * side**3
+
+    def turn() -> float:
+        Compute(device, amp, all_gpus=False)  # whether in TF32: others may have changed it
+        return round_of(lambda: (matrix @ matrix)[0, 0], *ROUND if on_gpu else ())
+
+    return turn, 2.0 * side**3

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,15 +22,16 @@ def interleaved(
     rounds: int,
     warm_up: int = 1,
     clock: Callable[[], float] = time.perf_counter,
+    timed: bool = False,  # whether the ways return their seconds themselves
 ) -> dict[str, list[float]]:
     """Seconds of each way in each round, after `warm_up` rounds that do not count."""
     seconds = {name: [] for name in ways}
     for number in range(warm_up + rounds):
         for name, run in ways.items():
             start = clock()
-            run()
+            result = run()
             if number >= warm_up:
-                seconds[name].append(clock() - start)
+                seconds[name].append(result if timed else clock() - start)
     return seconds
 
 
@@ -40,6 +42,11 @@ def rates(amount: float, seconds: Sequence[float]) -> dict[str, float]:
         'lowest': amount / max(seconds),
         'highest': amount / min(seconds),
     }
+
+
+def in_words(row: dict[str, Any], digits: int) -> str:
+    """Median and range."""
+    return f'{row["median"]:.{digits}f} ({row["lowest"]:.{digits}f} to {row["highest"]:.{digits}f})'
 
 
 STATUS = Path('/proc/self/status')
@@ -61,15 +68,15 @@ class Apart:
         self.process.start()
         theirs.close()
 
-    def __call__(self) -> None:
-        """Do a step."""
-        self._ask('step')
+    def __call__(self) -> float | None:
+        """Do a step; what it returns, a number if anything."""
+        return self._ask('step')
 
     def peak(self) -> int:
         """Bytes that everything has taken so far, beyond what a process needs anyway."""
         return self._ask('peak')
 
-    def _ask(self, what: str) -> int | None:
+    def _ask(self, what: str) -> float | None:
         try:
             with suppress(BrokenPipeError):  # it may have failed before it was asked: it has said why
                 self.connection.send(what)
@@ -107,8 +114,7 @@ def _answer(connection: Connection, make_step: Callable[..., Step], device: torc
     step = make_step(*args)
     while True:
         if connection.recv() == 'step':
-            step()
-            connection.send(None)
+            connection.send(step())
         else:
             connection.send(peak_memory(device) - before)
 

@@ -42,7 +42,7 @@ from utils.logger import ToolReporter
 from utils.run import Files, Run
 from utils.schedules import milestones
 from utils.signals import StopRequest
-from utils.trainer import Learner, evaluate, fit
+from utils.trainer import TrainingStep, evaluate, fit
 
 DEPTHS = {'base': (1, 2, 3, 1), 'elastic': (2, 4, 2, 1)}
 CARDINALITY, BASE_WIDTH = 8, 4
@@ -84,7 +84,7 @@ def make_parser() -> Parser:
 
 def main(args: Namespace) -> None:
     """Do the runs that are missing, the nets in turn for each seed; print, draw and note what came out."""
-    picture, recipe, compute = args.output / 'miniature.png', RECIPE, Compute(args.device)
+    picture, recipe, compute = args.output / 'miniature.png', RECIPE, Compute(args.device, all_gpus=False)
     check_results(picture)
     check_writable(picture.with_suffix('.md'))
     with lock(args.output), StopRequest() as stop:
@@ -145,20 +145,20 @@ class Runs:
     ) -> dict[str, Any]:
         """Train a net by the recipe, then test it once."""
         device, progress, batch_size = self.compute.device, ToolReporter(folder.name, every=100), self.recipe.batch_size
-        learner = self.learner(net, seed, train)
+        training_step = self.training_step(net, seed, train)
         identity, plan = Identity('miniature', net, train.classes), {'samples': len(train), 'batch': batch_size}
         epochs = self.recipe.epochs(len(train))
         last = folder / LAST
         with lock(folder):
-            run = Run(folder, Files(LAST), identity, learner, epochs, plan, 0, progress, self.stop)
+            run = Run(folder, Files(LAST), identity, training_step, epochs, plan, 0, progress, self.stop)
             run.begin(checkpoint.read(last) if last.exists() else None, seed, 0, asdict(self.recipe))
             order = TrainBatches(len(train), batch_size, seed)
-            fit(learner, DeviceLoader(train, order, self.compute, 0), lambda: ScaleErrors(device), None, run)
+            fit(training_step, DeviceLoader(train, order, self.compute, 0), lambda: ScaleErrors(device), None, run)
             everything = EvalBatches([range(len(test))], 4 * batch_size)
             loader = DeviceLoader(test, everything, self.compute, 0)
-            return evaluate(learner, loader, ScaleErrors(device), progress, self.stop)
+            return evaluate(training_step, loader, ScaleErrors(device), progress, self.stop)
 
-    def learner(self, net: str, seed: int, train: ScaledObjects) -> Learner:
+    def training_step(self, net: str, seed: int, train: ScaledObjects) -> TrainingStep:
         """A net with the initial values of a seed, and the recipe's optimizer and schedule."""
         torch.manual_seed(seed)
         recipe, epochs = self.recipe, self.recipe.epochs(len(train))
@@ -166,7 +166,7 @@ class Runs:
         fused = self.compute.device.type == 'cuda'
         optimizer = SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=fused)
         at = [part * epochs for part in recipe.drops]
-        return Learner(
+        return TrainingStep(
             model,
             self.compute.runner(model, train=True),
             lambda outputs, targets: cross_entropy(outputs, targets.label),

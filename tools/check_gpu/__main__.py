@@ -1,0 +1,151 @@
+"""What holds on the GPU at hand, in less than ten minutes and without data: a table of checks, and two nets' speed.
+
+    python -m tools.check_gpu                                    all checks; writes runs/gpu.md and runs/gpu.json
+    python -m tools.check_gpu --only golden waits                those whose names hold one of these words, no speed
+    python -m tools.check_gpu --out h100.md                      ... and h100.json
+
+Each line names what was checked, what was measured and the bound. The exit status is 1 if a check falls short. One that
+needs what is not there, as a second GPU, is skipped, with the reason.
+"""
+
+import json
+import time
+import traceback
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tools.benchmark.timing import in_words
+from tools.check_gpu import cost, numbers, precision, processes, trainings, waits, ways
+from tools.check_gpu.result import Result
+from utils.cli import Parser
+from utils.device import Compute
+from utils.errors import UserError, exit_cleanly
+from utils.files import check_writable, write_files
+
+Check = Callable[[torch.device], Result]
+Row = dict[str, Any]
+SHORT = 'falls short'
+
+CHECKS: dict[str, Check] = {
+    **{f'golden {net}, float64': partial(numbers.golden_in_float64, net=net) for net in numbers.FAMILIES},
+    **{f'golden {net}, float32 and bf16': partial(numbers.golden_in_less, net=net) for net in numbers.FAMILIES},
+    **{f'trained as the reference, {name}': partial(numbers.trajectory, name=name) for name in numbers.TRAININGS},
+    'float32 is IEEE float32': precision.float32_is_ieee,
+    '--amp tf32 is TF32': precision.tf32_is_tf32,
+    'segmenters resize in float32': precision.segmenters_resize_in_float32,
+    "Elastic's up adds well enough in bf16": precision.up_may_add_in_bf16,
+    'transposed convs add in float32': precision.transposed_convs_add_in_float32,
+    'nets cast by themselves in threads': precision.nets_cast_in_threads,
+    'DataParallel': precision.data_parallel,
+    'the GPU of a number is the current one': precision.current_device,
+    'cuDNN chooses its algorithms': precision.cudnn_chooses,
+    'fused = plain': partial(ways.tests_alike, net='dla_elastic'),
+    'fused and compiled = plain': partial(ways.tests_alike, net='resnext', compile=True),
+    'compiled = eager, training': partial(ways.trains_alike, net='resnext', bound=1e-3, compile=True),
+    'channels-last = contiguous': partial(ways.trains_alike, net='resnext', bound=1e-3, channels_last=False),
+    'recomputed = kept, deeplab': partial(ways.trains_alike, net='deeplab', bound=1e-4, recomputed=True),
+    'recomputed = kept, densenet': partial(ways.trains_alike, net='densenet_elastic', bound=1e-4, recomputed=True),
+    'fused SGD = plain': ways.fused_sgd_is_plain,
+    'a killed run goes on': trainings.goes_on_after_a_kill,
+    **{f'no waits in training, {task}': partial(waits.training_does_not_wait, task=task) for task in waits.TASKS},
+    'no waits in training, bf16': partial(waits.training_does_not_wait, task='voc', amp='bf16'),
+    'no waits in training, fp16': partial(waits.training_does_not_wait, task='imagenet', amp='fp16'),
+    **{f'no waits in testing, {task}': partial(waits.testing_does_not_wait, task=task) for task in waits.TASKS},
+    'batches copied ahead are whole': waits.batches_arrive_whole,
+    'masks are written late and whole': waits.masks_come_late_and_whole,
+    'two processes': processes.two_processes,
+    'a dead process ends the other': processes.a_dead_peer_ends_the_other,
+    'memory of segmentation, 16 x 513 x 513': cost.segmentation_memory,
+    '... in bf16': partial(cost.segmentation_memory, amp='bf16'),
+}
+
+
+def make_parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.prog = 'python -m tools.check_gpu'
+    add = parser.add_argument
+    add('--only', nargs='+', metavar='WORD', help='checks whose names hold one of these; default: all')
+    out = Path('runs/gpu.md')
+    add('-o', '--out', type=markdown, default=out, metavar='FILE.md', help='tables; numbers go to FILE.json')
+    return parser
+
+
+def markdown(text: str) -> Path:
+    """The path of a table, FILE.md."""
+    if not text.lower().endswith('.md'):
+        raise ValueError(text)
+    return Path(text)
+
+
+def main(args: Namespace) -> None:
+    """Check, measure, print and write; exit with 1 if a check falls short."""
+    if not torch.cuda.is_available():
+        raise UserError('no GPU of NVIDIA here: tests/test_check_gpu.py does the same checks on a CPU')
+    for path in args.out, args.out.with_suffix('.json'):
+        check_writable(path)
+    device = torch.device('cuda', torch.cuda.current_device())
+    if not check(chosen(args.only), device, args.out, with_rates=not args.only):
+        raise SystemExit(1)
+
+
+def chosen(words: list[str] | None) -> dict[str, Check]:
+    """The checks of these words; UserError if there are none."""
+    found = {name: check for name, check in CHECKS.items() if not words or any(word in name for word in words)}
+    if not found:
+        raise UserError(f'--only {" ".join(words)}: no such check; there are {", ".join(CHECKS)}')
+    return found
+
+
+def check(checks: dict[str, Check], device: torch.device, out: Path, with_rates: bool) -> bool:
+    """Do them and print and write the tables; whether none falls short."""
+    lines, rows, rates = [], [], []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    say('| check | | measured | bound | s |\n| --- | --- | --- | --- | ---: |')
+    for name, function in checks.items():
+        rows.append(do(name, function, device))
+        say('| {name} | {status} | {measured} | {bound} | {seconds} |'.format(**rows[-1]))
+    write(out, device, lines, checks=rows)  # should a net be too large for what follows
+    if with_rates:
+        say(f'\n| compiled, bf16, {cost.BATCH} at once | | images/s (range) | of a matrix product |')
+        say('| --- | --- | ---: | ---: |')
+        for row in cost.rates(device):
+            rates.append(row)
+            say(f'| {row["name"]} | {row["work"]} | {in_words(row, 0)} | {row["of_matrix_product"]:.0%} |')
+        write(out, device, lines, checks=rows, rates=rates)
+    return all(row['status'] != SHORT for row in rows)
+
+
+def write(out: Path, device: torch.device, lines: list[str], **rows: list[Row]) -> None:
+    """The tables and, beside them, all numbers, with what they are of."""
+    facts = {'device': Compute(str(device)).name, 'torch': torch.__version__, 'cuda': torch.version.cuda}
+    numbers = json.dumps({**facts, 'cudnn': torch.backends.cudnn.version(), **rows}, indent=1)
+    tables = '\n'.join([f'{facts["device"]}, PyTorch {facts["torch"]}\n', *lines])
+    write_files({out: f'{tables}\n'.encode(), out.with_suffix('.json'): f'{numbers}\n'.encode()})
+
+
+def do(name: str, function: Check, device: torch.device) -> Row:
+    """A line of the table; a check that raises falls short."""
+    start, trace = time.monotonic(), ''
+    try:
+        result = function(device)
+    except Exception as error:
+        trace = ''.join(traceback.format_exception(error))
+        result = Result(False, f'{type(error).__name__}: {" ".join(str(error).split())}')
+    if device.type == 'cuda':
+        torch.cuda.empty_cache()
+    status = {True: 'pass', False: SHORT, None: 'skipped'}[result.holds]
+    row = {'name': name, 'status': status, 'measured': result.measured, 'bound': result.bound}
+    return row | {'seconds': round(time.monotonic() - start, 1), 'trace': trace}
+
+
+if __name__ == '__main__':
+    exit_cleanly(lambda: main(make_parser().parse_args()))

@@ -1,0 +1,43 @@
+"""Memory and speed: what segmentation takes, and how many images a second two nets get through."""
+
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from tools.benchmark.memory import training
+from tools.benchmark.nets import NETS, RIVALS, Way, Work, measure
+from tools.benchmark.timing import peak_memory
+from tools.check_gpu.result import Result
+
+GIB = 2**30
+BATCH = 128  # images of which the rates are
+
+
+def segmentation_memory(
+    device: torch.device, net: str = 'resnext50_elastic', batch: int = 16, side: int = 513, amp: str = 'off'
+) -> Result:
+    """The peak of a training step with recomputed activations; on a GPU without what trying algorithms takes."""
+    args = Namespace(device=device.type, amp=amp, crop_size=side)
+    step = training(net, batch, True, args)
+    step()
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    step()
+    peak = peak_memory(device)
+    # The step's growth on a CPU says 4.4 GiB in float32 (README.md); kept activations would take 15.4.
+    return Result(peak <= 8 * GIB, f'{peak / GIB:.1f} GiB', 'at most 8 GiB')
+
+
+def rates(device: torch.device, size: int = 224, rounds: int = 3) -> Iterator[dict[str, Any]]:
+    """Of resnext50_elastic and torchvision's resnext50_32x4d, tested and trained, compiled in bfloat16."""
+    ways = [
+        Way('resnext50_elastic', NETS['resnext50_elastic'], 'bf16', compiled=True),
+        Way('resnext50_32x4d', RIVALS['resnext50_32x4d'], 'bf16', compiled=True, ours=False),
+    ]
+    for work in 'tested', 'trained':
+        for row in measure(ways, Work(device.type, work == 'trained', BATCH, size), rounds):
+            if 'median' in row:  # else of the matrix product
+                yield row | {'work': work}

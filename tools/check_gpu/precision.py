@@ -1,0 +1,145 @@
+"""Checks of what is computed in which precision, and on which device."""
+
+import threading
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.deeplab import DeepLab
+from models.dla_up import bilinear_up
+from models.elastic import up
+from tools.check_gpu.nets import compute_of, filled, noise, training_step_of
+from tools.check_gpu.result import Result, at_most, distance, skipped
+from tools.check_gpu.ways import SIDE, loss_of_first_class
+from utils.device import Compute
+
+ROUNDED = 4e-3  # bfloat16's rounding; the errors of many roundings hardly exceed it on average
+
+
+def float32_is_ieee(device: torch.device) -> Result:
+    """Products and convolutions under --amp off."""
+    compute_of(device)
+    return at_most(1e-5, product_errors(device))
+
+
+def tf32_is_tf32(device: torch.device) -> Result:
+    """The same under --amp tf32: else it would be slower than it has to be."""
+    if device.type != 'cuda' or torch.cuda.get_device_capability(device)[0] < 8:
+        return skipped('TF32 is of NVIDIA GPUs from Ampere on')
+    compute_of(device, 'tf32')
+    errors = product_errors(device)
+    compute_of(device)
+    told = ', '.join(f'{name} {error:.1e}' for name, error in errors.items())
+    return Result(all(1e-5 < error < 1e-2 for error in errors.values()), told, 'between 1e-05 and 1e-02')
+
+
+def product_errors(device: torch.device) -> dict[str, float]:
+    """Of float32 against float64; of TF32 about 3e-4."""
+    matrix, images = noise(1024, 1024).to(device), noise(4, 256, 32, 32).to(device)
+    kernel = matrix.view(-1)[: 256 * 256 * 9].view(256, 256, 3, 3)
+    return {
+        'product': distance([matrix @ matrix], [matrix.double() @ matrix.double()]),
+        'convolution': distance([F.conv2d(images, kernel)], [F.conv2d(images.double(), kernel.double())]),
+    }
+
+
+def segmenters_resize_in_float32(device: torch.device, side: int = 513) -> Result:
+    """DeepLab's scores under bfloat16: each gradient is a sum of up to 961 terms, here of one sign."""
+    training_step = training_step_of(DeepLab((1, 1, 1)), compute_of(device, 'bf16'))
+    scores: list[Tensor] = []
+    training_step.model.aspp.conv3.register_forward_hook(lambda module, inputs, output: scores.append(output))
+    outputs = training_step.runner(training_step.compute.images(noise(2, 3, side, side)))
+    (gradient,) = torch.autograd.grad(outputs.sum(), scores)
+
+    def resize(x: Tensor) -> Tensor:
+        return F.interpolate(x, (side, side), mode='bilinear', align_corners=True)
+
+    exact = torch.zeros_like(gradient, dtype=torch.float64).requires_grad_()
+    (wanted,) = torch.autograd.grad(resize(exact).sum(), exact)
+    in_bf16 = gradient_error(resize, gradient.shape, device)
+    return at_most(ROUNDED, {f'gradient; resized in bf16 {in_bf16:.0e}': distance([gradient], [wanted])})
+
+
+def up_may_add_in_bf16(device: torch.device) -> Result:
+    """Elastic's `up`: each gradient is a sum of 16 terms."""
+    return at_most(3 * ROUNDED, {'gradient': gradient_error(lambda x: up(x, (55, 55)), (2, 64, 28, 28), device)})
+
+
+def transposed_convs_add_in_float32(device: torch.device, planes: int = 64) -> Result:
+    """Those of DLA-Up: outputs sum 4 terms, gradients up to 1,024."""
+    errors = {}
+    for factor in 2, 4, 16:
+        conv = bilinear_up(planes, factor).to(device)
+        weight = conv.weight.detach().bfloat16()
+
+        def run(x: Tensor, weight: Tensor = weight, conv: nn.ConvTranspose2d = conv) -> Tensor:
+            return F.conv_transpose2d(x, weight.to(x.dtype), None, conv.stride, conv.padding, groups=conv.groups)
+
+        x = noise(2, planes, 16, 16).abs().to(device, torch.bfloat16)
+        errors[f'output, x{factor}'] = distance([run(x)], [run(x.double())])
+        errors[f'gradient, x{factor}'] = gradient_error(run, x.shape, device)
+    return at_most(ROUNDED, errors)
+
+
+def gradient_error(run: Callable[[Tensor], Tensor], shape: tuple[int, ...], device: torch.device) -> float:
+    """That of the gradient in bfloat16, of a sum with positive factors, so that all terms are of one sign."""
+    found, factors = [], None
+    for dtype in torch.bfloat16, torch.float64:
+        x = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
+        outputs = run(x)
+        factors = noise(*outputs.shape).abs().bfloat16().to(device) if factors is None else factors
+        found += torch.autograd.grad(outputs, x, factors.to(dtype))
+    return distance(*([gradient] for gradient in found))
+
+
+def nets_cast_in_threads(device: torch.device) -> Result:
+    """As DataParallel calls them: from threads that know nothing of autocast."""
+    training_step, found = training_step_of(filled('resnext', 9).train(), compute_of(device, 'bf16')), []
+    training_step.model.layer1.register_forward_hook(lambda module, inputs, output: found.append(output.dtype))
+    images = training_step.compute.images(noise(4, 3, SIDE, SIDE))
+    thread = threading.Thread(target=training_step.runner, args=(images,))
+    thread.start()
+    thread.join()
+    return Result(found == [torch.bfloat16], ', '.join(map(str, found)), 'torch.bfloat16')
+
+
+def data_parallel(device: torch.device) -> Result:
+    """On two GPUs and more: in bfloat16, and with the gradients of one in float64."""
+    if device.type != 'cuda' or torch.cuda.device_count() < 2:
+        return skipped('DataParallel needs two GPUs; two processes are checked instead')
+    found, dtypes = {}, []
+    for all_gpus in True, False:
+        compute = Compute('cuda', all_gpus=all_gpus)
+        model = filled('resnext', 9, dtype=torch.float64)  # in evaluation: norms of parts of a batch would differ
+        training_step = training_step_of(model, compute, loss_of_first_class)
+        _, loss = training_step.forward(compute.images(noise(8, 3, SIDE, SIDE, dtype=torch.float64)), None)
+        training_step.backward(loss)
+        found[all_gpus] = [parameter.grad for parameter in model.parameters()]
+    training_step = training_step_of(filled('resnext', 9), Compute('cuda', 'bf16'))
+    training_step.model.layer1.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    training_step.runner(noise(8, 3, SIDE, SIDE).to('cuda'))
+    error = distance(found[True], found[False])
+    told = f'{error:.1e} (gradients), {", ".join(map(str, set(dtypes)))}'
+    return Result(error <= 1e-10 and set(dtypes) == {torch.bfloat16}, told, 'at most 1e-10, torch.bfloat16')
+
+
+def current_device(device: torch.device) -> Result:
+    """A numbered GPU, the last one, becomes the current one; its name is its own."""
+    if device.type != 'cuda':
+        return skipped('a CPU has no number')
+    last = torch.device('cuda', torch.cuda.device_count() - 1)
+    compute = Compute(str(last), 'off')
+    found = torch.cuda.current_device(), compute.name
+    torch.cuda.set_device(device)
+    wanted = last.index, torch.cuda.get_device_name(last)
+    return Result(found == wanted, f'{found[1]}, number {found[0]}', f'number {wanted[0]}')
+
+
+def cudnn_chooses(device: torch.device) -> Result:
+    """cudnn.benchmark is on, as in the reference."""
+    compute_of(device)
+    if device.type != 'cuda':
+        return skipped('cuDNN is of GPUs')
+    return Result(torch.backends.cudnn.benchmark, f'cudnn.benchmark is {torch.backends.cudnn.benchmark}', 'True')

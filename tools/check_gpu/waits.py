@@ -1,0 +1,143 @@
+"""Checks that nothing waits for the device where it need not, and that what does not wait is right all the same."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from tools.check_gpu.nets import compute_of, filled, recomputing, training_step_of
+from tools.check_gpu.result import Result, skipped
+from tools.check_gpu.trainings import CLASSES, noise
+from utils.loader import DeviceLoader, EvalBatches, TrainBatches
+from utils.metrics import Metrics, TopErrors
+from utils.multilabel import MultiLabelCounts, MultiLabelScores, multilabel_loss
+from utils.run import FiniteLoss
+from utils.segmentation import RunningLoss, SegmentationScores, Target, shared_segmentation_loss
+from utils.trainer import Tester
+
+
+class Task(NamedTuple):
+    """What a script trains and measures."""
+
+    net: str
+    loss: Callable[[Tensor, Any], Tensor]
+    train_metrics: Callable[[torch.device], Metrics]
+    val_metrics: Callable[[torch.device], Metrics]
+
+
+TASKS = {
+    'imagenet': Task('resnext50_elastic', cross_entropy, TopErrors, TopErrors),
+    'coco': Task(
+        'dla60x_elastic',
+        multilabel_loss,
+        lambda device: MultiLabelCounts(device, CLASSES),
+        lambda device: MultiLabelScores(device, CLASSES),
+    ),
+    'voc': Task(
+        'resnext50_elastic/seg',
+        shared_segmentation_loss,
+        RunningLoss,
+        lambda device: SegmentationScores(device, CLASSES, 8, lambda masks, index: None),
+    ),
+}
+
+
+@contextmanager
+def waiting_is_an_error(device: torch.device) -> Iterator[None]:
+    """Within, on a GPU, calls that wait for it raise a RuntimeError, as far as PyTorch knows them."""
+    if device.type != 'cuda':
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def without_waiting(device: torch.device, work: Callable[[], None], told: str) -> Result:
+    """Do it, since first calls may wait, and once more where waiting is an error."""
+    work()
+    with waiting_is_an_error(device):
+        work()
+    return Result(True, told, 'no call that waits') if device.type == 'cuda' else skipped('on a CPU nothing waits')
+
+
+def training_does_not_wait(
+    device: torch.device, task: str, amp: str = 'off', net: str | None = None, side: int = 128
+) -> Result:
+    """Loading, forward, backward, update, losses and metrics, as in utils/trainer.py."""
+    if amp == 'fp16' and device.type != 'cuda':
+        return skipped('fp16 needs a GPU')
+    name, loss, metrics_of, _ = TASKS[task]
+    name = net or name
+    model = filled(name, len(CLASSES), **recomputing(name)).train()
+    training_step = training_step_of(model, compute_of(device, amp), loss)
+    loader = DeviceLoader(noise(task, 8, side), TrainBatches(8, 4, 0), training_step.compute, 0)
+    metrics, finite = metrics_of(device), FiniteLoss(device)
+
+    def epoch() -> None:
+        for step, (images, targets) in enumerate(loader):
+            outputs, loss = training_step(step, images, targets)
+            finite.note(loss, 0, step)
+            metrics.update(loss, outputs, targets)
+            training_step.optimizer_step(0.01)
+
+    return without_waiting(device, epoch, f'{len(loader)} updates')
+
+
+def testing_does_not_wait(
+    device: torch.device, task: str, amp: str = 'off', net: str | None = None, side: int = 128
+) -> Result:
+    """Loading, forward, losses and metrics, as in utils/trainer.py."""
+    name, loss, _, metrics_of = TASKS[task]
+    compute = compute_of(device, amp)
+    tester = Tester(compute.place(filled(net or name, len(CLASSES))), compute)
+    loader = DeviceLoader(noise(task, 8, side), EvalBatches([range(8)], 4), compute, 0)
+    with torch.inference_mode():
+        test, metrics = tester.load(), metrics_of(device)
+
+        def epoch() -> None:
+            for images, targets in loader:
+                outputs = test(images)
+                metrics.update(loss(outputs, targets), outputs, targets)
+
+        return without_waiting(device, epoch, f'{len(loader)} batches')
+
+
+def batches_arrive_whole(device: torch.device, count: int = 256, side: int = 224, workers: int = 2) -> Result:
+    """Copied and normalised ahead on the loader's stream, three epochs of batches are what they are without it; once
+    all its memory is there, no epoch takes more."""
+    dataset, compute = noise('imagenet', count, side), compute_of(device)
+    loader = DeviceLoader(dataset, TrainBatches(count, 32, 0), compute, workers)
+    everything, wrong, reserved = dataset.images.to(device), torch.zeros((), dtype=torch.int64, device=device), []
+    busy = torch.rand(2048, 2048, device=device) if device.type == 'cuda' else torch.rand(8, 8)
+    for epoch in range(3):
+        loader.batches.seek(epoch)
+        orders = [torch.tensor([index for _, index in batch]).to(device) for batch in loader.batches]
+        for (images, _), order in zip(loader, orders, strict=True):
+            for _ in range(10):  # so that this stream is behind the loader's
+                busy = (busy @ busy).clamp(0, 1)
+            wrong += (images != loader.normalise(everything[order])).sum()
+        reserved.append(torch.cuda.memory_reserved(device) if device.type == 'cuda' else 0)
+    told = f'{wrong.item()} values differ, {(reserved[2] - reserved[1]) / 2**20:.0f} MiB more in the last epoch'
+    return Result(wrong.item() == 0 and reserved[1] == reserved[2], told, '0, 0')
+
+
+def masks_come_late_and_whole(device: torch.device, side: int = 513) -> Result:
+    """Those of a batch are handed on, as they were predicted, once the next one is under way."""
+    kept: list[tuple[Tensor, list[int]]] = []
+    scores = SegmentationScores(device, CLASSES, 3, lambda masks, index: kept.append((masks, index)))
+    late = True
+    for number in range(3):
+        labels = torch.full((4, side, side), number, dtype=torch.uint8, device=device)
+        outputs = (labels[:, None] == torch.arange(len(CLASSES), device=device)[:, None, None]).float()
+        scores.update(torch.zeros((), device=device), outputs, Target(labels, torch.full((4,), number, device=device)))
+        late &= len(kept) == number
+    scores.compute()
+    whole = [bool((masks == index[0]).all()) and index == [number] * 4 for number, (masks, index) in enumerate(kept)]
+    return Result(late and whole == [True] * 3, f'late {late}, whole {whole}', 'late, three of them whole')
