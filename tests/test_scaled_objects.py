@@ -9,7 +9,7 @@ import torch
 from data import scenes
 from data.scenes import CLASS_NAMES
 from tools.miniature import data as scaled_objects
-from tools.miniature.data import FACTORS, SHAPE_SIZES, THIRDS, Target, jitter, jittered_photos, shapes, third_of
+from tools.miniature.data import FACTORS, SHAPE_SIZES, THIRDS, jitter, jittered_photos, shapes, third_of
 from tools.miniature.report import ScaleErrors
 
 WHITE = np.full((28, 28), 255, np.uint8)
@@ -76,7 +76,7 @@ def test_a_sample_is_a_picture_with_class_and_third(drawn):
     train = drawn[1]['train']
     picture, target = train[5]
     assert picture.shape == (3, 48, 48) and picture.dtype == torch.uint8
-    assert (int(target.label), int(target.third)) == (train.labels[5], third_of(train.sizes[5], SHAPE_SIZES))
+    assert target.tolist() == [train.labels[5], third_of(train.sizes[5], SHAPE_SIZES)]
     upside_down = replace(train, transform=lambda pixels: pixels.flip(1))
     assert torch.equal(upside_down[5][0], picture.flip(1))
 
@@ -86,7 +86,7 @@ def test_errors_by_size_add_up():
     errors = ScaleErrors(torch.device('cpu'))
     outputs, labels, thirds = torch.randn(50, 8), torch.randint(8, (50,)), torch.randint(3, (50,))
     for part in (slice(0, 32), slice(32, 50)):
-        errors.update(torch.tensor(1.0), outputs[part], Target(labels[part], thirds[part]))
+        errors.update(torch.tensor(1.0), outputs[part], torch.stack([labels, thirds], 1)[part])
     found, wrong = errors.compute(), outputs.argmax(1) != labels
     assert found['err1'] == pytest.approx(2 * wrong.sum().item())
     assert list(found['pictures'].values()) == thirds.bincount().tolist()

@@ -36,7 +36,7 @@ from utils.checkpoint import Identity
 from utils.cli import Parser, add_device_argument, random_seed
 from utils.device import Compute
 from utils.errors import UserError, exit_cleanly
-from utils.files import check_results, check_writable, lock, staged_files, write_files, write_results
+from utils.files import check_results, check_writable, lock, write_files, write_results
 from utils.loader import DeviceLoader, EvalBatches, TrainBatches, available_cores
 from utils.logger import ToolReporter
 from utils.run import Files, Run
@@ -135,7 +135,8 @@ class Runs:
             start = time.perf_counter()
             errors = self.train_and_test(folder, net, seed, train, test)
             seconds = round(time.perf_counter() - start, 1)  # of an interrupted run only since it went on
-            write_whole(noted, {'data': data, 'net': net, 'seed': seed, **errors, 'seconds': seconds})
+            found = {'data': data, 'net': net, 'seed': seed, **errors, 'seconds': seconds}
+            write_files({noted: json.dumps(found).encode() + b'\n'})
             (folder / LAST).unlink()
         return json.loads(noted.read_text())
 
@@ -168,7 +169,7 @@ class Runs:
         return Learner(
             model,
             self.compute.runner(model, train=True),
-            lambda outputs, targets: cross_entropy(outputs, targets.label),
+            lambda outputs, targets: cross_entropy(outputs, targets[:, 0]),
             self.compute,
             optimizer,
             lambda epoch: milestones(recipe.lr, epoch, at),
@@ -196,12 +197,6 @@ def report(results: list[dict[str, Any]], recipe: Recipe, compute: Compute, pict
     noted = {'recipe': asdict(recipe), 'depths': DEPTHS, 'costs': cost, 'device': str(compute)}
     noted |= {'threads': torch.get_num_threads(), 'torch': torch.__version__, 'results': results}
     write_results(draw(results), noted, picture)
-
-
-def write_whole(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file that a kill leaves whole or absent."""
-    with staged_files(path.parent) as folder:
-        (folder / path.name).write_text(json.dumps(content) + '\n')
 
 
 def seeds(text: str) -> list[int]:
