@@ -45,13 +45,13 @@ def weights(tmp_path, monkeypatch):
     """Tiny nets under released names, in files and registries, with heads of the sample's classes."""
     (tmp_path / 'weights' / 'coco_models').mkdir(parents=True)
     for number, name in enumerate(FILES):
-        of = released.RELEASED[name]
-        build = TinySegmenter if of.task == 'voc' else TinyNet
-        monkeypatch.setitem(models.segmenters if of.task == 'voc' else models.classifiers, of.arch, build)
-        net = load_weights(build(21 if of.task == 'voc' else len(CLASS_NAMES)))
+        task, arch = released.RELEASED[name]
+        build = TinySegmenter if task == 'voc' else TinyNet
+        monkeypatch.setitem(models.segmenters if task == 'voc' else models.classifiers, arch, build)
+        net = load_weights(build(21 if task == 'voc' else len(CLASS_NAMES)))
         head = net.get_submodule(net.heads[0])
         head.weight.data, head.bias.data = head.weight.roll(number, 0), 0 * head.bias
-        said = {} if of.task == 'voc' else {'arch': of.arch}
+        said = {} if task == 'voc' else {'arch': arch}
         torch.save({**said, 'state_dict': checkpoint.state_dict(net)}, tmp_path / 'weights' / PLACES[name])
     return tmp_path / 'weights'
 
@@ -94,7 +94,7 @@ def test_the_numbers_are_those_that_the_scripts_print(tool, data, sample, weight
         (VOC, segment, voc, '\nMean IoU: {miou:.2f}\n'),
     ):
         capsys.readouterr()
-        arch = released.RELEASED[name].arch
+        _, arch = released.RELEASED[name]
         Script(script, *words.split(' ', 1))('--device', 'cpu', '-j', 0, '-a', arch, '--resume', weights / PLACES[name])
         assert form.format(**rows[name]) in capsys.readouterr().out
     assert rows[IMAGENET]['loss'] != rows[OTHER]['loss']
@@ -195,6 +195,5 @@ def test_what_is_missing_is_told_in_a_line(tool, data, tmp_path, capsys):
 
 def test_the_released_files_are_of_nets_in_the_registries():
     assert len(released.RELEASED) == 10 + 8 + 6
-    assert all(of.arch in released.TASKS[of.task] for of in released.RELEASED.values())
-    quoted = {of.arch: (of.published, of.source) for of in released.RELEASED.values() if of.published}
-    assert quoted == model_table.PUBLISHED
+    assert all(arch in released.TASKS[task] for task, arch in released.RELEASED.values())
+    assert model_table.PUBLISHED.keys() <= {arch for task, arch in released.RELEASED.values() if task == 'imagenet'}

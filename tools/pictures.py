@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from data.image_folder import open_image
 from utils.device import Compute
@@ -31,7 +32,7 @@ class Pictures(Dataset):
 def make_loader(
     pictures: Dataset, args: Namespace, compute: Compute, groups: Sequence[Sequence[int]] | None = None
 ) -> DeviceLoader:
-    """Batches of the pictures, of each group's in its order, without groups of all; `args` of add_test_arguments."""
+    """Batches of each group's pictures in its order, without groups of all; `args` of add_test_arguments."""
     return DeviceLoader(pictures, EvalBatches(groups or [range(len(pictures))], args.batch_size), compute, args.workers)
 
 
@@ -41,7 +42,7 @@ def outputs_of(
 ) -> Iterator[tuple[Tensor, Any]]:
     """Outputs on the CPU and target of each picture, in the order of make_loader; the model is moved to the device."""
     compute = Compute(args.device)
-    net = compute.place(model).eval()
+    net = compute.runner(compute.place(model).eval(), train=False)
     with told_of_workers():
-        for images, targets in make_loader(pictures, args, compute, groups):
-            yield from zip(net(images).cpu(), targets, strict=True)
+        for images, targets in tqdm(make_loader(pictures, args, compute, groups), disable=None, leave=False):
+            yield from zip(net(images).cpu(), targets.cpu(), strict=True)

@@ -32,26 +32,18 @@ from data.voc_predictions import coloured
 from data.voc_transforms import CentredScene
 from tools.export import export, has_onnx
 from tools.pictures import Pictures, outputs_of
-from tools.pretrained import TASKS, load_net
+from tools.pretrained import IMAGE_SIZES, TASKS, load_net
 from utils import checkpoint
 from utils.cli import Parser, add_test_arguments
 from utils.errors import UserError, exit_cleanly
 from utils.files import staged_files
 
-IMAGE_SIZES = {'imagenet': 224, 'coco': 224, 'voc': 513}  # of the paper's tests
 TOP = 5
 
 
-class Intermixed(Parser):
-    """Options may stand between the checkpoint and the pictures, where argparse before Python 3.13 refuses them."""
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Namespace | None = None) -> Namespace:
-        """As argparse's."""
-        return self.parse_intermixed_args(args, namespace)
-
-
 def make_parser() -> Parser:
-    parser, nets = Intermixed(__doc__), dict.fromkeys([*models.classifiers, *models.segmenters])
+    parser, nets = Parser(__doc__), dict.fromkeys([*models.classifiers, *models.segmenters])
+    parser.parse_args = parser.parse_intermixed_args  # else no options between checkpoint and pictures: Python < 3.13
     add = parser.add_argument
     add('checkpoint', type=Path, metavar='CHECKPOINT', help='of one of the scripts, or a released one')
     add('images', type=Path, nargs='*', metavar='IMAGE', help='picture, or folder of pictures')

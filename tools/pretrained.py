@@ -22,6 +22,7 @@ TASKS: dict[str, dict[str, Builder]] = {
     'coco': models.classifiers,
     'voc': models.segmenters,
 }
+IMAGE_SIZES = {'imagenet': 224, 'coco': 224, 'voc': 513}  # of the paper's tests
 
 
 def add_arch_argument(parser: ArgumentParser, **kwargs) -> None:

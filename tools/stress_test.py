@@ -20,21 +20,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.optim import SGD
 
 from data.image_folder import PictureFolder, open_folder, scaled_crop
+from models.fused import fused
 from tools import markdown
-from tools.pictures import make_loader
+from tools.pictures import outputs_of
 from tools.pretrained import add_arch_argument, open_classifier
 from utils.cli import Parser, add_out_argument, add_test_arguments, scales
-from utils.device import Compute
 from utils.errors import UserError, exit_cleanly
 from utils.files import check_results, write_results
 from utils.loader import MEAN
 from utils.logger import ToolReporter
 from utils.metrics import TopErrors
-from utils.signals import StopRequest
-from utils.trainer import Learner, evaluate
 
 Results = dict[str, dict[str, list[float]]]  # of each net its loss, err1 and err5, at each factor
 
@@ -52,18 +49,15 @@ def make_parser() -> Parser:
 
 def main(args: Namespace) -> None:
     """Evaluate every net at every factor; print, draw and note the errors."""
-    factors, compute = sorted(set(args.factors)), Compute(args.device)
+    factors, results = sorted(set(args.factors)), {}
     pictures = [open_folder(args.data / 'val', scaled_crop(args.image_size, factor)) for factor in factors]
-    nets, results = open_nets(args, pictures[0].classes), {}
+    nets = open_nets(args, pictures[0].classes)
     check_results(args.out)
-    with StopRequest() as stop:
-        for name, net in nets.items():
-            learner = learner_of(net, compute)
-            points = []
-            for factor, images in zip(factors, pictures, strict=True):
-                loader, progress = make_loader(images, args, compute), ToolReporter(f'{name}, {factor:g}')
-                points.append(evaluate(learner, loader, TopErrors(compute.device), progress, stop))
-            results[name] = {measure: [point[measure] for point in points] for measure in points[0]}
+    for name, net in nets.items():
+        points = [
+            test(net, images, args, f'{name}, {factor:g}') for factor, images in zip(factors, pictures, strict=True)
+        ]
+        results[name] = {measure: [point[measure] for point in points] for measure in points[0]}
     rows = [[name, *(f'{error:.2f}' for error in result['err1'])] for name, result in results.items()]
     header = ['Err@1 (%) with objects F times as large', *(f'{factor:g}' for factor in factors)]
     print(markdown.table(header, 'l' + 'r' * len(factors), rows))
@@ -84,16 +78,19 @@ def open_nets(args: Namespace, classes: list[str]) -> dict[str, nn.Module]:
     names = [identity.arch for _, identity in opened]
     folder = os.path.commonpath([path.resolve().parent for path in paths])
     return {
-        name if names.count(name) == 1 else f'{name} ({path.resolve().relative_to(folder)})': net
+        name if names.count(name) == 1 else f'{name} ({path.resolve().relative_to(folder)})': fused(net)
         for name, path, (net, _) in zip(names, paths, opened, strict=True)
     }
 
 
-def learner_of(model: nn.Module, compute: Compute) -> Learner:
-    """The net on its device, with an optimizer and a learning rate that nobody will use."""
-    model = compute.place(model)
-    runner = compute.runner(model, train=False)
-    return Learner(model, runner, cross_entropy, compute, SGD(model.parameters()), lambda epoch: 0)
+def test(net: nn.Module, images: PictureFolder, args: Namespace, label: str) -> dict[str, float]:
+    """Loss, err1 and err5 as classify.py --evaluate measures them."""
+    logits, labels = map(torch.stack, zip(*outputs_of(net, images, args), strict=True))
+    errors = TopErrors(logits.device)
+    errors.update(cross_entropy(logits, labels), logits, labels)
+    results = errors.compute()
+    ToolReporter(label).say(errors.summary(results))
+    return results
 
 
 def draw(factors: list[float], results: Results, pictures: list[PictureFolder]) -> Figure:
