@@ -11,16 +11,15 @@ from torch import Tensor
 
 from tools import markdown
 from tools.miniature.data import THIRDS
-from utils.metrics import Average
+from utils.metrics import TopErrors
 
 
-class ScaleErrors:
-    """Loss, and top-1 error in %, overall (`err1`) and of each third of the sizes."""
-
-    smooth_loss = None
+class ScaleErrors(TopErrors):
+    """Loss, and top-1 error in %, overall (`err1`) and of each third of the sizes; counted in one process."""
 
     def __init__(self, device: torch.device):
-        self.averages = {name: Average(device) for name in ('loss', 'err1')}
+        super().__init__(device)
+        del self.averages['err5']
         self.wrong, self.seen = torch.zeros(2, len(THIRDS), dtype=torch.int64, device=device)
 
     def update(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
@@ -32,9 +31,6 @@ class ScaleErrors:
         self.seen += thirds.bincount(minlength=len(THIRDS))
         self.wrong += thirds[wrong].bincount(minlength=len(THIRDS))
 
-    def reduce(self) -> None:
-        """One process counts it all."""
-
     def progress(self) -> str:
         """Last value and average so far."""
         loss, err1 = self.averages.values()
@@ -44,20 +40,17 @@ class ScaleErrors:
         """loss, err1, the error of each third (None of an empty one), and how many pictures each third has."""
         counts = zip(THIRDS, self.wrong.tolist(), self.seen.tolist(), strict=True)
         thirds = {name: 100 * wrong / seen if seen else None for name, wrong, seen in counts}
-        averages = {name: average.average for name, average in self.averages.items()}
-        return {**averages, **thirds, 'pictures': dict(zip(THIRDS, self.seen.tolist(), strict=True))}
+        return {**super().compute(), **thirds, 'pictures': dict(zip(THIRDS, self.seen.tolist(), strict=True))}
 
     def summary(self, results: dict[str, Any]) -> str:
         """The line that ends an evaluation."""
         return f' * Err@1 {results["err1"]:.3f}'
 
     def state_dict(self) -> dict[str, Any]:
-        averages = {name: average.state_dict() for name, average in self.averages.items()}
-        return {**averages, 'wrong': self.wrong.tolist(), 'seen': self.seen.tolist()}
+        return {**super().state_dict(), 'wrong': self.wrong.tolist(), 'seen': self.seen.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, average in self.averages.items():
-            average.load_state_dict(state[name])
+        super().load_state_dict(state)
         self.wrong.copy_(torch.tensor(state['wrong']))
         self.seen.copy_(torch.tensor(state['seen']))
 
