@@ -30,59 +30,29 @@ _HELP = """{title}
     """
 
 
-def _classifier(name: str) -> abc.Callable[..., nn.Module]:
-    text = _HELP.format(title=models.classifiers[name].__doc__, classes=1000, outputs='logits N x num_classes')
-    return _entry(name, models.classifiers, name, ('imagenet', 'coco'), text)
-
-
-def _segmenter(name: str) -> abc.Callable[..., nn.Module]:
-    outputs = 'logits or log-probabilities N x num_classes x H x W'
-    text = _HELP.format(title=models.segmenters[name].__doc__, classes=21, outputs=outputs)
-    return _entry(f'segmenter_{name}', models.segmenters, name, ('voc',), text)
-
-
-def _entry(
-    shown: str, registry: dict[str, abc.Callable[..., nn.Module]], name: str, tasks: tuple[str, ...], text: str
-) -> abc.Callable[..., nn.Module]:
-    """The function that torch.hub lists as `shown`: a net of the registry, or of a checkpoint of one of the tasks."""
+def _entry(prefix: str, name: str, tasks: tuple[str, ...], classes: int, outputs: str) -> abc.Callable[..., nn.Module]:
+    """The function that torch.hub lists as PREFIXNAME: a net of the tasks' registry, or of a checkpoint of one."""
+    registry = pretrained.TASKS[tasks[0]]
 
     def entry(checkpoint: str | os.PathLike | None = None, num_classes: int | None = None, **kwargs) -> nn.Module:
-        if checkpoint is not None:
-            return _load(checkpoint, tasks, name, num_classes, kwargs)
-        return registry[name](**kwargs if num_classes is None else {'num_classes': num_classes, **kwargs})
+        if checkpoint is None:
+            return registry[name](**kwargs if num_classes is None else {'num_classes': num_classes, **kwargs})
+        found = checkpoints.read(checkpoint)
+        task = found.task if found.task in tasks else tasks[0]  # files of 2019 name none, and all of `tasks` fit
+        model, identity = pretrained.load_net(found, task, name, **kwargs)
+        number = len(identity.classes)
+        if num_classes not in (None, number):
+            raise errors.UserError(f'{checkpoint}: a checkpoint of {number} classes, not of {num_classes}')
+        return model
 
-    entry.__name__ = entry.__qualname__ = shown
-    entry.__doc__ = text
+    entry.__name__ = entry.__qualname__ = prefix + name
+    entry.__doc__ = _HELP.format(title=registry[name].__doc__, classes=classes, outputs=outputs)
     return entry
 
 
-def _load(
-    path: str | os.PathLike, tasks: tuple[str, ...], name: str, num_classes: int | None, kwargs: dict
-) -> nn.Module:
-    found = checkpoints.read(path)
-    task = found.task if found.task in tasks else tasks[0]  # files of 2019 name none, and all of `tasks` have one net
-    model, identity = pretrained.load_net(found, task, name, **kwargs)
-    if num_classes not in (None, len(identity.classes)):
-        raise errors.UserError(f'{path}: a checkpoint of {len(identity.classes)} classes, not of {num_classes}')
-    return model
-
-
-resnext50 = _classifier('resnext50')
-resnext50_elastic = _classifier('resnext50_elastic')
-resnext101 = _classifier('resnext101')
-resnext101_elastic = _classifier('resnext101_elastic')
-se_resnext50 = _classifier('se_resnext50')
-se_resnext50_elastic = _classifier('se_resnext50_elastic')
-dla60x = _classifier('dla60x')
-dla60x_elastic = _classifier('dla60x_elastic')
-dla102x = _classifier('dla102x')
-dla102x_elastic = _classifier('dla102x_elastic')
-densenet201 = _classifier('densenet201')
-densenet201_elastic = _classifier('densenet201_elastic')
-
-segmenter_resnext50 = _segmenter('resnext50')
-segmenter_resnext50_elastic = _segmenter('resnext50_elastic')
-segmenter_resnext101 = _segmenter('resnext101')
-segmenter_resnext101_elastic = _segmenter('resnext101_elastic')
-segmenter_dla60x = _segmenter('dla60x')
-segmenter_dla60x_elastic = _segmenter('dla60x_elastic')
+# torch.hub lists and calls the functions that it finds among the names of this module, so each has to be one of them.
+for _name in models.classifiers:
+    globals()[_name] = _entry('', _name, ('imagenet', 'coco'), 1000, 'logits N x num_classes')
+for _name in models.segmenters:
+    _outputs = 'logits or log-probabilities N x num_classes x H x W'
+    globals()[f'segmenter_{_name}'] = _entry('segmenter_', _name, ('voc',), 21, _outputs)

@@ -28,7 +28,8 @@ def test_no_function_is_longer_than_60_lines(path):
 def test_a_file_only_defines_and_is_imported_in_silence(path, capfd, recwarn):
     docstring, *rest = ast.parse(path.read_text()).body
     assert isinstance(docstring, ast.Expr)
-    others = [node for node in rest if not isinstance(node, ALLOWED)]
+    allowed = (*ALLOWED, ast.For) if path.name == 'hubconf.py' else ALLOWED  # torch.hub reads a module's names
+    others = [node for node in rest if not isinstance(node, allowed)]
     conditions = [ast.unparse(node.test) for node in others if isinstance(node, ast.If)]
     assert len(conditions) == len(others)
     assert set(conditions) <= {"__name__ == '__main__'", 'not __package__'}

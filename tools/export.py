@@ -21,11 +21,12 @@ def has_onnx() -> bool:
 def export(model: nn.Module, path: Path, size: int) -> list[Path]:
     """Write a net on the CPU as `path`, NAME.pt2, and where ONNX is installed as NAME.onnx beside it: all or none.
 
-    Both take normalised images N x 3 x size x size, of any N, and give what the net gives.
+    Both take normalised images N x 3 x size x size, of any N, and give what the net gives in evaluation mode.
     """
     if path.suffix != '.pt2':
         raise UserError(f'--export {path}: the name of a torch.export program ends in .pt2')
-    program = trace(model, size)
+    images = torch.zeros(2, 3, size, size)  # two: a batch of one would be taken for a constant
+    program = torch.export.export(model.eval(), (images,), dynamic_shapes=({0: Dim('batch')},))
     paths = [path, path.with_suffix('.onnx')] if has_onnx() else [path]
     with written_whole(*paths) as (file, *onnx):
         with open(file, 'wb') as opened:
@@ -33,12 +34,6 @@ def export(model: nn.Module, path: Path, size: int) -> list[Path]:
         for file in onnx:
             save_onnx(program, file)
     return paths
-
-
-def trace(model: nn.Module, size: int) -> ExportedProgram:
-    """The program of the net in evaluation, for images of one size in batches of any."""
-    images = torch.zeros(2, 3, size, size)  # two: a batch of one would be taken for a constant
-    return torch.export.export(model.eval(), (images,), dynamic_shapes=({0: Dim('batch')},))
 
 
 def save_onnx(program: ExportedProgram, path: Path) -> None:

@@ -31,10 +31,10 @@ import models
 from models.dla import Tree
 from models.elastic import Split
 from tools.branches import halved, joined
-from utils import checkpoint, safetensors_file
+from utils import checkpoint
 from utils.checkpoint import check_fit, module_state
 from utils.cli import Parser, random_seed
-from utils.errors import UserError, exit_cleanly
+from utils.errors import UserError, exit_cleanly, reading
 from utils.run import check_weights
 
 Rules = tuple[tuple[str, str], ...]  # (pattern of a whole name, what it is called instead); other names stay
@@ -91,23 +91,24 @@ def main(args: Namespace) -> None:
     check_weights(net)
     content = {'epoch': 0, 'task': 'imagenet', 'arch': arch, 'state_dict': checkpoint.state_dict(net)}
     checkpoint.write(content, args.out)
-    report(args, arch, parts(net), fresh, parts(base))
-
-
-def report(args: Namespace, arch: str, own: list[str], fresh: list[str], given: list[str]) -> None:
-    """Say how much of the net is the library's, and name what is not and what was not used."""
+    own = parts(net)
     print(f'=> {args.out}: {arch}, {len(own) - len(fresh)} of its {len(own)} parts from {args.source}')
-    left_out = [part for part in given if part not in own]
+    left_out = [part for part in parts(base) if part not in own]
     for kind, names in {'as initialised': fresh, 'not used': left_out}.items():
         if names:
             print(f'   {kind}: {", ".join(names)}')
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of either format by name; nothing in it is executed."""
-    if path.suffix == '.safetensors':
-        return safetensors_file.read(path)
-    return checkpoint.read(path).state_dict
+    """The tensors of a file of either format by name; nothing in it is executed. Raises UserError if it is damaged."""
+    if path.suffix != '.safetensors':
+        return checkpoint.read(path).state_dict
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f'{path}: to read it needs pip install safetensors') from None
+    with reading(f'cannot read {path}'):
+        return load_file(path)
 
 
 def translated(state: Mapping[str, Tensor], base: nn.Module, source: Source, path: Path) -> dict[str, Tensor]:

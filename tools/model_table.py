@@ -3,11 +3,11 @@
 python -m tools.model_table
 """
 
-
 import torch
 
 import models
 from models.cost import count_macs, count_parameters
+from tools import markdown
 
 OCTCONV = '[OctConv](https://arxiv.org/abs/1904.05049)'
 CSPNET = '[CSPNet](https://arxiv.org/abs/1911.11929)'
@@ -17,7 +17,7 @@ PUBLISHED: dict[str, tuple[dict[str, float], str]] = {
     'resnext101_elastic': ({'err1': 20.8}, OCTCONV),
     'densenet201_elastic': ({'err1': 22.1, 'err5': 6.0}, CSPNET),
 }
-HEADER = ('net', 'parameters (M)', 'GMACs at 224', 'published top-1 error (%)', 'as quoted by')
+HEADER = 'net', 'parameters (M)', 'GMACs at 224', 'published top-1 error (%)', 'as quoted by'
 
 
 def row(name: str) -> tuple[str, ...]:
@@ -29,11 +29,5 @@ def row(name: str) -> tuple[str, ...]:
     return name, f'{count_parameters(net) / 1e6:.2f}', f'{count_macs(net) / 1e9:.3f}', published, source
 
 
-def table() -> str:
-    """The markdown table, one line per classifier of the registry."""
-    rows = [HEADER, ('---', '---:', '---:', '---:', '---'), *map(row, models.classifiers)]
-    return '\n'.join(f'| {" | ".join(cells)} |' for cells in rows)
-
-
 if __name__ == '__main__':
-    print(table())
+    print(markdown.table(HEADER, 'lrrrl', map(row, models.classifiers)))

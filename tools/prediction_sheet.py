@@ -14,18 +14,16 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
-import models
 from data.coco import MultiLabelImages, open_part, squashed
-from tools.pretrained import open_classifier
-from utils.cli import Parser, at_least_32, png, positive_int
-from utils.device import Compute
+from data.image_folder import open_image
+from tools.pictures import outputs_of
+from tools.pretrained import add_arch_argument, open_classifier
+from utils.cli import Parser, add_test_arguments, png, positive_int
 from utils.errors import exit_cleanly
 from utils.files import check_writable, write_figure
-from utils.loader import DeviceLoader, EvalBatches
 
-COLOURS = {'found': 'green', 'missed': 'grey', 'not there': 'red'}
+COLORS = {'found': 'green', 'missed': 'grey', 'not there': 'red'}
 
 
 def make_parser() -> Parser:
@@ -34,9 +32,9 @@ def make_parser() -> Parser:
     parser.add_argument('data', type=Path, metavar='DIR', help='folder with annotations/ and val2014/')
     parser.add_argument('out', type=png, metavar='OUT.png', help='picture to write')
     parser.add_argument('--images', type=positive_int, default=24, metavar='N', help='how many, spread over the set')
-    parser.add_argument('--image-size', type=at_least_32, default=224, metavar='PIXELS', help='as in training')
     parser.add_argument('--year', choices=['2014', '2017'], default='2014', help='of the folder and file names')
-    parser.add_argument('-a', '--arch', choices=list(models.classifiers), help='where the checkpoint does not say')
+    add_arch_argument(parser)
+    add_test_arguments(parser)
     return parser
 
 
@@ -45,22 +43,16 @@ def main(args: Namespace) -> None:
     check_writable(args.out)
     data = open_part(args.data, 'val', args.year, squashed(args.image_size))
     chosen = np.linspace(0, len(data) - 1, min(args.images, len(data))).astype(int)
-    probabilities = predict(args, data, chosen)
-    draw_sheet(data, chosen, probabilities, args.out)
+    write_figure(draw(data, chosen, predict(args, data, chosen)), args.out, dots_per_inch=70)
 
 
 def predict(args: Namespace, data: MultiLabelImages, chosen: np.ndarray) -> np.ndarray:
     """The probability of each class in each of the chosen images, n x C."""
-    compute = Compute()
-    model = compute.place(open_classifier(args.checkpoint, args.arch, 'coco', data.table.classes)[0])
-    loader = DeviceLoader(data, EvalBatches([chosen], 16), compute, workers=0)
-    with torch.inference_mode():
-        return torch.cat([model(images).sigmoid() for images, _ in loader]).cpu().numpy()
+    model, _ = open_classifier(args.checkpoint, args.arch, 'coco', data.table.classes)
+    return torch.stack([logits.sigmoid() for logits, _ in outputs_of(model, data, args, [chosen])]).numpy()
 
 
-def draw_sheet(
-    data: MultiLabelImages, chosen: np.ndarray, probabilities: np.ndarray, out: Path, columns: int = 6
-) -> None:
+def draw(data: MultiLabelImages, chosen: np.ndarray, probabilities: np.ndarray, columns: int = 6) -> Figure:
     """A grid of the chosen images with their labels."""
     rows = -(-len(chosen) // columns)
     figure = Figure(figsize=(2.2 * columns, 2.9 * rows), layout='tight')
@@ -68,23 +60,18 @@ def draw_sheet(
     for panel in panels:
         panel.axis('off')
     for panel, index, probability in zip(panels[: len(chosen)], chosen, probabilities, strict=True):
-        with Image.open(data.folder / str(data.table.files[index])) as image:
-            panel.imshow(image.convert('RGB'))
+        panel.imshow(open_image(str(data.folder / str(data.table.files[index]))))
         write_labels(panel, data.table.classes, data.table.present[index].any(0), probability)
-    write_figure(figure, out, dots_per_inch=70)
+    return figure
 
 
 def write_labels(panel: Axes, classes: list[str], labels: np.ndarray, probability: np.ndarray) -> None:
     """A line for each label that is there or predicted, most probable first."""
-    line = 0
-    for c in np.argsort(-probability):
-        predicted = probability[c] > 0.5
-        if predicted or labels[c]:
-            kind = ('found' if predicted else 'missed') if labels[c] else 'not there'
-            text = f'{classes[c]} {probability[c]:.2f}'
-            place = {'transform': panel.transAxes, 'va': 'top', 'fontsize': 7}
-            panel.text(0, -0.03 - 0.085 * line, text, color=COLOURS[kind], **place)
-            line += 1
+    shown = [c for c in np.argsort(-probability) if labels[c] or probability[c] > 0.5]
+    for line, c in enumerate(shown):
+        kind = 'not there' if not labels[c] else 'found' if probability[c] > 0.5 else 'missed'
+        place = {'transform': panel.transAxes, 'va': 'top', 'fontsize': 7}
+        panel.text(0, -0.03 - 0.085 * line, f'{classes[c]} {probability[c]:.2f}', color=COLORS[kind], **place)
 
 
 if __name__ == '__main__':

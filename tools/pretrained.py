@@ -1,5 +1,6 @@
 """The net that a checkpoint is of, with the checkpoint's weights: for the tools and torch.hub."""
 
+from argparse import ArgumentParser
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,13 @@ TASKS: dict[str, dict[str, Builder]] = {
     'coco': models.classifiers,
     'voc': models.segmenters,
 }
+IMAGE_SIZES = {'imagenet': 224, 'coco': 224, 'voc': 513}  # of the paper's tests
+
+
+def add_arch_argument(parser: ArgumentParser, **kwargs) -> None:
+    """The net of a classifier's checkpoint, for open_classifier."""
+    options = {'choices': list(models.classifiers), 'metavar': 'ARCH', 'help': 'where the checkpoint does not say'}
+    parser.add_argument('-a', '--arch', **options | kwargs)
 
 
 def load_net(
@@ -87,15 +95,20 @@ def _told_by_tensors(found: Checkpoint, possible: list[tuple[str, str]]) -> tupl
 
     ImageNet's and COCO's nets differ in nothing but their number of outputs: 1000 or 80 decides.
     """
-    fitting = [(task, arch) for task, arch in possible if _fits(found, TASKS[task][arch])]
+    nets = {(task, arch): _blueprint(TASKS[task][arch]) for task, arch in possible}
+    fitting = [  # files of 2018 may lack num_batches_tracked
+        pair
+        for pair, net in nets.items()
+        if {name for name, _ in net.named_parameters()} <= found.state_dict.keys() <= net.state_dict().keys()
+    ]
     of_data_sets = [
         (task, arch) for task, arch in fitting if count_outputs(found, TASKS[task][arch]) == len(DATA_SETS[task])
     ]
     for pairs in fitting, of_data_sets:
         if len(pairs) == 1:
             return pairs[0]
-    tasks, nets = map(set, zip(*(fitting or possible), strict=True))
-    flags = ['--task'] * (len(tasks) > 1) + ['--arch'] * (len(nets) > 1)
+    tasks, archs = map(set, zip(*(fitting or possible), strict=True))
+    flags = ['--task'] * (len(tasks) > 1) + ['--arch'] * (len(archs) > 1)
     raise UserError(f'{found.path} does not say what it is of, nor do its tensors tell: give {" and ".join(flags)}')
 
 
@@ -104,9 +117,3 @@ def _blueprint(build: Builder) -> nn.Module:
     """The net without memory for its weights."""
     with torch.device('meta'):
         return build()
-
-
-def _fits(found: Checkpoint, build: Builder) -> bool:
-    """Whether the checkpoint has the net's tensors; of 2018, it may lack num_batches_tracked."""
-    net = _blueprint(build)
-    return {name for name, _ in net.named_parameters()} <= found.state_dict.keys() <= net.state_dict().keys()

@@ -12,11 +12,11 @@ unless its file, the data or --amp has changed since.
 
 import hashlib
 import json
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,54 +25,37 @@ import multilabel_classify
 import segment
 from data.class_names import DATA_SETS
 from models.cost import count_macs, count_parameters
+from tools import markdown
 from tools.model_table import PUBLISHED
-from tools.pretrained import TASKS
+from tools.pretrained import IMAGE_SIZES, TASKS
 from utils.cli import Parser, add_device_argument, nonnegative_int, positive_int
 from utils.device import DTYPES
-from utils.errors import UserError, exit_cleanly, named
+from utils.errors import UserError, exit_cleanly, reading
 from utils.files import check_writable, lock, write_files
 from utils.logger import ToolReporter, git_commit
 from utils.multilabel import NAMES
 from utils.signals import StopRequest
-from utils.trainer import Task, run
 
 Row = dict[str, Any]  # of released.json: a net with its cost, what is published and what was measured
 
 
-@dataclass(frozen=True)
-class Benchmark:
+class Benchmark(NamedTuple):
     """How the nets of a task are evaluated, and what its table shows."""
 
     title: str
-    make_parser: Callable[[], ArgumentParser]  # of the script
-    make_task: Callable[[Namespace], Task]
+    script: ModuleType
     measures: dict[str, str]  # the script's name of a result -> its column; all in %
-    image_size: int  # for the multiply-accumulates
     index: str  # files or folders below DIR that change when the test data does
 
 
-@dataclass(frozen=True)
-class Released:
-    """What a released file is of, and the results known for it in print, in %."""
-
-    task: str
-    arch: str
-    published: dict[str, float] = field(default_factory=dict)
-    source: str = ''
-
-
+ERRORS = {'err1': 'Err@1', 'err5': 'Err@5'}
+SCORES = {name: name for name in (*NAMES, 'mAP')}
+IOU = {'miou': 'Mean IoU'}
 BENCHMARKS = {
-    'imagenet': Benchmark(
-        'ImageNet', classify.make_parser, classify.make_task, {'err1': 'Err@1', 'err5': 'Err@5'}, 224, 'val/*'
-    ),
-    'coco': Benchmark(
-        'MS-COCO', multilabel_classify.make_parser, multilabel_classify.make_task,
-        {name: name for name in (*NAMES, 'mAP')}, 224, 'annotations/instances_val2014.json'
-    ),
-    'voc': Benchmark(
-        'PASCAL VOC', segment.make_parser, segment.evaluation, {'miou': 'Mean IoU'}, 513, 'VOC2012/list/val.txt'
-    ),
-}  # fmt: skip
+    'imagenet': Benchmark('ImageNet', classify, ERRORS, 'val/*'),
+    'coco': Benchmark('MS-COCO', multilabel_classify, SCORES, 'annotations/instances_val2014.json'),
+    'voc': Benchmark('PASCAL VOC', segment, IOU, 'VOC2012/list/val.txt'),
+}
 
 IMAGENET_NETS = (
     'resnext50', 'resnext50_elastic', 'resnext101', 'resnext101_elastic', 'se_resnext50_elastic',
@@ -81,11 +64,11 @@ IMAGENET_NETS = (
 VOC_NETS = 'resnext50', 'resnext50_elastic', 'resnext101', 'resnext101_elastic', 'dla60x', 'dla60x_elastic'
 COCO_NETS = *VOC_NETS, 'densenet201', 'densenet201_elastic'
 
-# Every file that the authors released, in their folders.
-RELEASED: dict[str, Released] = {
-    **{f'imagenet_models/{net}.pth.tar': Released('imagenet', net, *PUBLISHED.get(net, ())) for net in IMAGENET_NETS},
-    **{f'coco_models/coco_{net}.pth.tar': Released('coco', net) for net in COCO_NETS},
-    **{f'pascal_models/deeplab_{net}_pascal_v3_original_epoch50.pth': Released('voc', net) for net in VOC_NETS},
+# Every file that the authors released, in their folders: of which task and net.
+RELEASED: dict[str, tuple[str, str]] = {
+    **{f'imagenet_models/{net}.pth.tar': ('imagenet', net) for net in IMAGENET_NETS},
+    **{f'coco_models/coco_{net}.pth.tar': ('coco', net) for net in COCO_NETS},
+    **{f'pascal_models/deeplab_{net}_pascal_v3_original_epoch50.pth': ('voc', net) for net in VOC_NETS},
 }
 
 
@@ -115,7 +98,7 @@ def main(args: Namespace) -> None:
         for name, path in files.items():
             wanted, noted = identity(name, path, args), rows.get(name, {})
             if 'error' in noted or not wanted.items() <= noted.items():
-                rows[name] = {**measure(name, path, args, stop), **wanted}
+                rows[name] = {**measure(name, path, args), **wanted}
                 write_files({table: tables(rows).encode(), record: json.dumps(rows, indent=1).encode() + b'\n'})
             stop.check()
     print(tables(rows), end='')
@@ -126,24 +109,24 @@ def main(args: Namespace) -> None:
 
 def find_files(args: Namespace) -> dict[str, Path]:
     """The released files that are there for the data given; UserError if there are none, or a folder is missing."""
-    tasks = [task for task in BENCHMARKS if getattr(args, task) is not None]
-    if not tasks:
+    folders = {task: getattr(args, task) for task in BENCHMARKS if getattr(args, task) is not None}
+    if not folders:
         raise UserError('nothing to evaluate on: give --imagenet DIR, --coco DIR or --voc DIR, or several of them')
-    for folder in (args.weights, *(getattr(args, task) for task in tasks)):
+    for folder in (args.weights, *folders.values()):
         if not folder.is_dir():
             raise UserError(f'no folder {folder}')
-    wanted = [name for name, released in RELEASED.items() if released.task in tasks]
-    places = {name: (args.weights / Path(name).name, args.weights / name) for name in wanted}
-    files = {name: path for name in wanted for path in places[name] if path.is_file()}
+    names = [name for name, (task, _) in RELEASED.items() if task in folders]
+    places = [(name, place) for name in names for place in (args.weights / Path(name).name, args.weights / name)]
+    files = {name: place for name, place in places if place.is_file()}
     if not files:
-        names = [Path(name).name for name in wanted]
-        raise UserError(f'{args.weights} holds no released file; their names are {named(names, len(names))}')
+        told = ', '.join(Path(name).name for name in names)
+        raise UserError(f'{args.weights} holds no released file; their names are {told}')
     return files
 
 
 def identity(name: str, path: Path, args: Namespace) -> dict[str, str]:
     """On what a net is measured: as long as this is the same, so are the numbers."""
-    task = RELEASED[name].task
+    task, _ = RELEASED[name]
     return {'file': stamp([path]), 'data': stamp(getattr(args, task).glob(BENCHMARKS[task].index)), 'amp': args.amp}
 
 
@@ -158,43 +141,42 @@ def read_rows(record: Path) -> dict[str, Row]:
     """What earlier calls measured; UserError if the file is not theirs."""
     if not record.exists():
         return {}
-    try:
+    with reading(f'{record} is damaged or not of this tool: remove it'):
         rows = dict(json.loads(record.read_bytes()))
         tables(rows)  # takes their form to pieces
-    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f'{record} is damaged or not of this tool ({error!r}): remove it') from error
-    return rows
+        return rows
 
 
-def measure(name: str, path: Path, args: Namespace, stop: StopRequest) -> Row:
+def measure(name: str, path: Path, args: Namespace) -> Row:
     """Evaluate a file by its task's script: its row of the table, with `error` if the file cannot be evaluated.
 
     Raises UserError for whatever else is wrong, such as the data, since that holds for the other files too.
     """
-    released = RELEASED[name]
-    reporter = ToolReporter(path.name)
-    row = {'net': released.arch, **cost(released), 'published': released.published, 'source': released.source}
-
-    def make_task(own: Namespace) -> Task:
-        return replace(BENCHMARKS[released.task].make_task(own), reporter=lambda *_: reporter)
+    (task, arch), reporter = RELEASED[name], ToolReporter(path.name)
+    published, source = PUBLISHED.get(arch, ({}, '')) if task == 'imagenet' else ({}, '')
+    with torch.device('meta'):
+        net = TASKS[task][arch](num_classes=len(DATA_SETS[task]))
+    row = {'net': arch, 'parameters': count_parameters(net), 'macs': count_macs(net, IMAGE_SIZES[task])}
+    row |= {'published': published, 'source': source}
 
     try:
-        measured = run(make_task, script_arguments(released, path, args), stop)
+        own = script_arguments(task, arch, path, args)
+        measured = BENCHMARKS[task].script.main(own, reporter=lambda *_: reporter)
     except UserError as error:
         if str(path) not in str(error):
             raise
         reporter.say(f'not measured: {error}')
         return {**row, 'error': ' '.join(str(error).split())}
-    difference = {key: measured[key] - value for key, value in released.published.items()}
+    difference = {key: measured[key] - value for key, value in published.items()}
     return {**row, 'measured': measured, 'difference': difference, 'torch': torch.__version__, 'git': git_commit()}
 
 
-def script_arguments(released: Released, path: Path, args: Namespace) -> Namespace:
+def script_arguments(task: str, arch: str, path: Path, args: Namespace) -> Namespace:
     """The arguments with which the task's script evaluates a file."""
-    data = str(getattr(args, released.task))
-    words = [f'--data={data}', '--exp=original'] if released.task == 'voc' else ['--evaluate', '--', data]
-    own = BENCHMARKS[released.task].make_parser().parse_args(words)
-    own.arch, own.resume, own.output = released.arch, path, args.output / path.stem  # the last for predicted masks
+    data = str(getattr(args, task))
+    words = [f'--data={data}', '--exp=original'] if task == 'voc' else ['--evaluate', '--', data]
+    own = BENCHMARKS[task].script.make_parser().parse_args(words)
+    own.arch, own.resume, own.output = arch, path, args.output / path.stem  # the last for predicted masks
     own.device, own.amp = args.device, args.amp
     if args.batch_size is not None:
         own.batch_size, own.num_gpus = args.batch_size, None
@@ -203,44 +185,35 @@ def script_arguments(released: Released, path: Path, args: Namespace) -> Namespa
     return own
 
 
-def cost(released: Released) -> dict[str, int]:
-    """Parameters and multiply-accumulates of a net with the data set's number of classes."""
-    with torch.device('meta'):
-        net = TASKS[released.task][released.arch](num_classes=len(DATA_SETS[released.task]))
-    return {'parameters': count_parameters(net), 'macs': count_macs(net, BENCHMARKS[released.task].image_size)}
-
-
 def tables(rows: Mapping[str, Row]) -> str:
     """A table in markdown per task that has rows, in the order of the released files; '-' where nothing is known."""
-    tasks = [task for task in BENCHMARKS if any(RELEASED[name].task == task for name in rows)]
+    tasks = [task for task in BENCHMARKS if task in {RELEASED[name][0] for name in rows}]
     return '\n'.join(table(task, rows) for task in tasks)
 
 
 def table(task: str, rows: Mapping[str, Row]) -> str:
     """The table of a task, and below it what was not measured and why."""
-    benchmark, columns = BENCHMARKS[task], BENCHMARKS[task].measures
-    names = [name for name, released in RELEASED.items() if released.task == task]
-    rows, absent = [rows[name] for name in names if name in rows], [name for name in names if name not in rows]
-    header = ['net', 'parameters (M)', f'GMACs at {benchmark.image_size}', 'published (%)', 'source']
-    header += [f'{column} (%)' for column in columns.values()] + ['difference']
-    lines = [header, ['---', '---:', '---:', '---', '---', *['---:'] * len(columns), '---']]
-    for row in rows:
-        measured, difference = row.get('measured', {}), row.get('difference', {})
-        cells = [row['net'], f'{row["parameters"] / 1e6:.2f}', f'{row["macs"] / 1e9:.3f}']
-        cells += [in_words(row['published'], columns, '{}'), row['source'] or '-']
-        cells += [f'{measured[key]:.2f}' if measured else '-' for key in columns]
-        lines.append([*cells, in_words(difference, columns, '{:+.2f}')])
+    columns = BENCHMARKS[task].measures
+    names = [name for name, (of, _) in RELEASED.items() if of == task]
+    absent = [Path(name).name for name in names if name not in rows]
+    rows = [rows[name] for name in names if name in rows]
+    header = ['net', 'parameters (M)', f'GMACs at {IMAGE_SIZES[task]}', 'published (%)', 'source']
+    header += [*(f'{column} (%)' for column in columns.values()), 'difference']
+    text = markdown.table(header, 'lrrll' + 'r' * len(columns) + 'l', [cells(row, columns) for row in rows])
     notes = [f'- {row["net"]} was not measured: {row["error"]}' for row in rows if 'error' in row]
     notes += [f'- {row["net"]} was measured with --amp {row["amp"]}.' for row in rows if row['amp'] != 'off']
-    if absent:
-        notes.append(f'- Files that were not there: {named([Path(name).name for name in absent], len(absent))}.')
-    text = [f'## {benchmark.title}', '', *(f'| {" | ".join(cells)} |' for cells in lines), '', *notes]
-    return '\n'.join(text).rstrip() + '\n'
+    notes += [f'- Files that were not there: {", ".join(absent)}.'] if absent else []
+    return '\n'.join([f'## {BENCHMARKS[task].title}', '', text, '', *notes]).rstrip() + '\n'
 
 
-def in_words(values: Mapping[str, float], columns: Mapping[str, str], form: str) -> str:
-    """Such as `Err@1 22.1, Err@5 6.0`; '-' where there are none."""
-    return ', '.join(f'{columns[key]} {form.format(value)}' for key, value in values.items()) or '-'
+def cells(row: Row, columns: Mapping[str, str]) -> list[str]:
+    """A row of the table; published numbers and differences such as `Err@1 22.1, Err@5 6.0`."""
+    measured, difference = row.get('measured', {}), row.get('difference', {})
+    published = ', '.join(f'{columns[key]} {value}' for key, value in row['published'].items())
+    differing = ', '.join(f'{columns[key]} {value:+.2f}' for key, value in difference.items())
+    cost = f'{row["parameters"] / 1e6:.2f}', f'{row["macs"] / 1e9:.3f}'
+    errors = [f'{measured[key]:.2f}' if measured else '-' for key in columns]
+    return [row['net'], *cost, published or '-', row['source'] or '-', *errors, differing or '-']
 
 
 if __name__ == '__main__':

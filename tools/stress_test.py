@@ -18,20 +18,22 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from torch import Tensor
+from torch import nn
+from torch.nn.functional import cross_entropy
 
-import models
 from data.image_folder import PictureFolder, open_folder, scaled_crop
-from tools.pretrained import open_classifier
+from models.fused import fused
+from tools import markdown
+from tools.pictures import outputs_of
+from tools.pretrained import add_arch_argument, open_classifier
 from utils.cli import Parser, add_out_argument, add_test_arguments, scales
-from utils.device import Compute
 from utils.errors import UserError, exit_cleanly
 from utils.files import check_results, write_results
-from utils.loader import MEAN, DeviceLoader, EvalBatches
+from utils.loader import MEAN
 from utils.logger import ToolReporter
 from utils.metrics import TopErrors
-from utils.signals import StopRequest
-from utils.trainer import TrainingStep, evaluate
+
+Results = dict[str, dict[str, list[float]]]  # of each net its loss, err1 and err5, at each factor
 
 
 def make_parser() -> Parser:
@@ -39,8 +41,7 @@ def make_parser() -> Parser:
     parser.add_argument('checkpoints', type=Path, nargs='+', metavar='CHECKPOINT', help='of classify.py')
     parser.add_argument('data', type=Path, metavar='DIR', help='folder with val/')
     parser.add_argument('--factors', type=scales, default='0.5,0.71,1,1.41,2', metavar='F,F,...', help='sizes')
-    parser.add_argument('-a', '--arch', choices=list(models.classifiers), action='append', metavar='ARCH',
-                        help='once per checkpoint, where they do not say')  # fmt: skip
+    add_arch_argument(parser, action='append', help='once per checkpoint, where they do not say')
     add_test_arguments(parser)
     add_out_argument(parser, 'stress_test.png')
     return parser
@@ -48,87 +49,71 @@ def make_parser() -> Parser:
 
 def main(args: Namespace) -> None:
     """Evaluate every net at every factor; print, draw and note the errors."""
-    factors = sorted(set(args.factors))
+    factors, results = sorted(set(args.factors)), {}
     pictures = [open_folder(args.data / 'val', scaled_crop(args.image_size, factor)) for factor in factors]
-    learners = open_learners(args, pictures[0].classes)
+    nets = open_nets(args, pictures[0].classes)
     check_results(args.out)
-    with StopRequest() as stop:
-        results = {
-            name: [
-                test(training_step, images, args, ToolReporter(f'{name}, {factor:g}'), stop)
-                for factor, images in zip(factors, pictures, strict=True)
-            ]
-            for name, training_step in learners.items()
-        }
-    print(table(factors, results))
+    for name, net in nets.items():
+        points = [
+            test(net, images, args, f'{name}, {factor:g}') for factor, images in zip(factors, pictures, strict=True)
+        ]
+        results[name] = {measure: [point[measure] for point in points] for measure in points[0]}
+    rows = [[name, *(f'{error:.2f}' for error in result['err1'])] for name, result in results.items()]
+    header = ['Err@1 (%) with objects F times as large', *(f'{factor:g}' for factor in factors)]
+    print(markdown.table(header, 'l' + 'r' * len(factors), rows))
     noted = {'checkpoints': args.checkpoints, 'data': args.data, 'images': len(pictures[0])}
-    curves = {name: {key: [point[key] for point in points] for key in points[0]} for name, points in results.items()}
-    noted |= {'image_size': args.image_size, 'factors': factors, 'results': curves}
+    noted |= {'image_size': args.image_size, 'factors': factors, 'results': results}
     write_results(draw(factors, results, pictures), noted, args.out)
 
 
-def open_learners(args: Namespace, classes: list[str]) -> dict[str, TrainingStep]:
-    """The nets to test, by the names they have in table and plot."""
-    paths, archs, compute = args.checkpoints, args.arch or [None] * len(args.checkpoints), Compute(args.device)
+def open_nets(args: Namespace, classes: list[str]) -> dict[str, nn.Module]:
+    """The nets to test, by the names they have in table and plot.
+
+    Behind the name of several checkpoints stands each one's path from the folder they are all in.
+    """
+    paths, archs = args.checkpoints, args.arch or [None] * len(args.checkpoints)
     if len(archs) != len(paths):
         raise UserError(f'--arch is given {len(archs)} times for {len(paths)} checkpoints')
     opened = [open_classifier(path, arch, 'imagenet', classes) for path, arch in zip(paths, archs, strict=True)]
-    names = names_of([identity.arch for _, identity in opened], paths)
-    return {name: training_step_of(model, compute) for name, (model, _) in zip(names, opened, strict=True)}
+    names = [identity.arch for _, identity in opened]
+    folder = os.path.commonpath([path.resolve().parent for path in paths])
+    return {
+        name if names.count(name) == 1 else f'{name} ({path.resolve().relative_to(folder)})': fused(net)
+        for name, path, (net, _) in zip(names, paths, opened, strict=True)
+    }
 
 
-def names_of(archs: list[str], paths: list[Path]) -> list[str]:
-    """The names of the nets; behind that of several checkpoints, each one's path from the folder they are all in."""
-    resolved = [path.resolve() for path in paths]
-    folder = os.path.commonpath([path.parent for path in resolved])
-    return [
-        arch if archs.count(arch) == 1 else f'{arch} ({path.relative_to(folder)})'
-        for arch, path in zip(archs, resolved, strict=True)
-    ]
-
-
-def test(
-    training_step: TrainingStep, images: PictureFolder, args: Namespace, progress: ToolReporter, stop: StopRequest
-) -> dict[str, float]:
+def test(net: nn.Module, images: PictureFolder, args: Namespace, label: str) -> dict[str, float]:
     """Loss, err1 and err5 as classify.py --evaluate measures them."""
-    loader = DeviceLoader(images, EvalBatches([range(len(images))], args.batch_size), training_step.compute, args.workers)
-    return evaluate(training_step, loader, TopErrors(training_step.compute.device), progress, stop)
+    logits, labels = map(torch.stack, zip(*outputs_of(net, images, args), strict=True))
+    errors = TopErrors(logits.device)
+    errors.update(cross_entropy(logits, labels), logits, labels)
+    results = errors.compute()
+    ToolReporter(label).say(errors.summary(results))
+    return results
 
 
-def table(factors: list[float], results: dict[str, list[dict[str, float]]]) -> str:
-    """Err@1 in %, a row per net and a column per factor, in markdown."""
-    rows = [['Err@1 (%) with objects F times as large', *(f'{factor:g}' for factor in factors)]]
-    rows.append(['---', *['---:'] * len(factors)])
-    rows += [[name, *(f'{point["err1"]:.2f}' for point in points)] for name, points in results.items()]
-    return '\n'.join(f'| {" | ".join(cells)} |' for cells in rows)
-
-
-def draw(factors: list[float], results: dict[str, list[dict[str, float]]], pictures: list[PictureFolder]) -> Figure:
+def draw(factors: list[float], results: Results, pictures: list[PictureFolder]) -> Figure:
     """Above, one picture as the nets saw it at each factor; below, a curve of Err@1 per net."""
     heights = [1.5, 3.2 + 0.2 * len(results)]
     figure = Figure(figsize=(7, sum(heights)), layout='constrained')
     above, below = figure.subfigures(2, 1, height_ratios=heights)
+    around = torch.tensor(MEAN).mul(255).byte().view(3, 1, 1)
     for panel, factor, images in zip(above.subplots(1, len(factors), squeeze=False)[0], factors, pictures, strict=True):
-        show(panel, images[len(images) // 2][0])
+        pixels, _ = images[len(images) // 2]
+        panel.imshow(torch.where(pixels[3:] > 0, pixels[:3], around).permute(1, 2, 0).numpy())
+        panel.axis('off')
         panel.set_title(f'{factor:g}', fontsize=9)
     draw_curves(below.subplots(), factors, results, len(pictures[0]))
     below.legend(loc='outside lower center', fontsize=9, frameon=False)
     return figure
 
 
-def show(panel: Axes, pixels: Tensor) -> None:
-    """A crop, uint8 4 x H x W, of the mean colour where there is no picture."""
-    around = torch.tensor(MEAN).mul(255).byte().view(3, 1, 1)
-    panel.imshow(torch.where(pixels[3:] > 0, pixels[:3], around).permute(1, 2, 0).numpy())
-    panel.axis('off')
-
-
-def draw_curves(panel: Axes, factors: list[float], results: dict[str, list[dict[str, float]]], images: int) -> None:
+def draw_curves(panel: Axes, factors: list[float], results: Results, images: int) -> None:
     """Err@1 over the factors, with the standard error that a test of so many images has."""
-    for name, points in results.items():
-        errors = [point['err1'] for point in points]
-        spread = [math.sqrt(error * (100 - error) / images) for error in errors]
-        panel.errorbar(factors, errors, spread, marker='o', capsize=3, label=name)
+    for name, result in results.items():
+        spread = [math.sqrt(error * (100 - error) / images) for error in result['err1']]
+        panel.errorbar(factors, result['err1'], spread, marker='o', capsize=3, label=name)
     panel.set_xscale('log')
     panel.set_xticks(factors, [f'{factor:g}' for factor in factors])
     panel.xaxis.set_minor_locator(NullLocator())

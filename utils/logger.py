@@ -97,8 +97,8 @@ class SegmentationReporter(Reporter):
 class ToolReporter(Reporter):
     """Says on stderr, since stdout is a tool's table's, how the run or test of this label goes; of tests, the end."""
 
-    def __init__(self, label: str, every: int = 1):
-        super().__init__(every)
+    def __init__(self, label: str, every: int = 1, images: int = 0):
+        super().__init__(every, images)
         self.label = label
 
     def say(self, line: str) -> None:

@@ -15,15 +15,18 @@ import sys
 import time
 from argparse import Namespace
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 from torchvision.transforms import RandomHorizontalFlip
 from tqdm import tqdm
 
+import classify
 from data.fashion_mnist import CLASSES as GARMENTS
 from data.fashion_mnist import SOURCE
 from data.scenes import CLASS_NAMES
@@ -31,18 +34,17 @@ from models.cost import count_macs, count_parameters
 from models.resnext import ResNeXt
 from tools.miniature.data import SIDE, ScaledObjects, jittered_photos, shapes
 from tools.miniature.report import ScaleErrors, draw, table
-from utils import checkpoint
 from utils.checkpoint import Identity
 from utils.cli import Parser, add_device_argument, random_seed
 from utils.device import Compute
 from utils.errors import UserError, exit_cleanly
 from utils.files import check_results, check_writable, lock, write_files, write_results
-from utils.loader import DeviceLoader, EvalBatches, TrainBatches, available_cores
+from utils.loader import DeviceLoader, EvalBatches, available_cores
 from utils.logger import ToolReporter
-from utils.run import Files, Run
+from utils.run import Files
 from utils.schedules import milestones
 from utils.signals import StopRequest
-from utils.trainer import TrainingStep, evaluate, fit
+from utils.trainer import Tester, Trainer, evaluate
 
 DEPTHS = {'base': (1, 2, 3, 1), 'elastic': (2, 4, 2, 1)}
 CARDINALITY, BASE_WIDTH = 8, 4
@@ -89,7 +91,7 @@ def main(args: Namespace) -> None:
     check_writable(picture.with_suffix('.md'))
     with lock(args.output), StopRequest() as stop:
         keep_recipe(args.output / 'recipe.json', recipe)
-        runs = Runs(args.output, recipe, compute, stop)
+        runs = Runs(args.output, recipe, args.device, stop)
         results = [
             runs.result(data, net, seed, *pictures)
             for data, pictures in open_data(args, recipe).items()
@@ -124,7 +126,7 @@ class Runs:
 
     output: Path
     recipe: Recipe
-    compute: Compute
+    device: str
     stop: StopRequest
 
     def result(self, data: str, net: str, seed: int, train: ScaledObjects, test: ScaledObjects) -> dict[str, Any]:
@@ -135,45 +137,35 @@ class Runs:
             start = time.perf_counter()
             errors = self.train_and_test(folder, net, seed, train, test)
             seconds = round(time.perf_counter() - start, 1)  # of an interrupted run only since it went on
-            result = {'data': data, 'net': net, 'seed': seed, **errors, 'seconds': seconds}
-            write_files({noted: json.dumps(result).encode() + b'\n'})
+            found = {'data': data, 'net': net, 'seed': seed, **errors, 'seconds': seconds}
+            write_files({noted: json.dumps(found).encode() + b'\n'})
             (folder / LAST).unlink()
         return json.loads(noted.read_text())
 
     def train_and_test(
         self, folder: Path, net: str, seed: int, train: ScaledObjects, test: ScaledObjects
     ) -> dict[str, Any]:
-        """Train a net by the recipe, then test it once."""
-        device, progress, batch_size = self.compute.device, ToolReporter(folder.name, every=100), self.recipe.batch_size
-        training_step = self.training_step(net, seed, train)
-        identity, plan = Identity('miniature', net, train.classes), {'samples': len(train), 'batch': batch_size}
-        epochs = self.recipe.epochs(len(train))
-        last = folder / LAST
-        with lock(folder):
-            run = Run(folder, Files(LAST), identity, training_step, epochs, plan, 0, progress, self.stop)
-            run.begin(checkpoint.read(last) if last.exists() else None, seed, 0, asdict(self.recipe))
-            order = TrainBatches(len(train), batch_size, seed)
-            fit(training_step, DeviceLoader(train, order, self.compute, 0), lambda: ScaleErrors(device), None, run)
-            everything = EvalBatches([range(len(test))], 4 * batch_size)
-            loader = DeviceLoader(test, everything, self.compute, 0)
-            return evaluate(training_step, loader, ScaleErrors(device), progress, self.stop)
-
-    def training_step(self, net: str, seed: int, train: ScaledObjects) -> TrainingStep:
-        """A net with the initial values of a seed, and the recipe's optimizer and schedule."""
-        torch.manual_seed(seed)
+        """Train a net by the recipe, as classify.py would, then test it once."""
         recipe, epochs = self.recipe, self.recipe.epochs(len(train))
-        model = self.compute.place(build(net, len(train.classes)))
-        fused = self.compute.device.type == 'cuda'
-        optimizer = SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=fused)
-        at = [part * epochs for part in recipe.drops]
-        return TrainingStep(
-            model,
-            self.compute.runner(model, train=True),
-            lambda outputs, targets: cross_entropy(outputs, targets.label),
-            self.compute,
-            optimizer,
-            lambda epoch: milestones(recipe.lr, epoch, at),
+        words = f'--auto-resume -b {recipe.batch_size} -g 1 -j 0 -p 100 --epochs {epochs} --seed {seed}'.split()
+        own = classify.make_parser().parse_args(['', *words, '--output', str(folder), '--device', self.device])
+        own.batch_per_gpu = True  # one GPU
+        torch.manual_seed(seed)
+        meta, model = Identity('miniature', net, train.classes), build(net, len(train.classes))
+        trainer = Trainer(own, meta, Files(LAST), model, loss_of_label, partial(ToolReporter, folder.name))
+        optimizer = SGD(
+            model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=trainer.on_gpu
         )
+        schedule = partial(milestones, recipe.lr, at=[part * epochs for part in recipe.drops])
+        trainer.fit(optimizer, schedule, train, ScaleErrors)
+        compute, batches = trainer.compute, EvalBatches([range(len(test))], 4 * recipe.batch_size)
+        loader, errors = DeviceLoader(test, batches, compute, 0), ScaleErrors(compute.device)
+        return evaluate(Tester(model, compute), loss_of_label, loader, errors, trainer.reporter, self.stop)
+
+
+def loss_of_label(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of logits N x C and targets N x 2 (label, third)."""
+    return cross_entropy(outputs, targets[:, 0])
 
 
 def build(net: str, num_classes: int) -> ResNeXt:

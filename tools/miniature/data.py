@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,13 +32,6 @@ IN_A_SCENE = 4  # objects, each in a cell of its own
 BACKGROUND = 40, 20  # grey of the canvas under a photo: mean and standard deviation of its pixels
 
 
-class Target(NamedTuple):
-    """What is known of a picture: its class and the third its object's size lies in; of a batch, N of both."""
-
-    label: Tensor
-    third: Tensor
-
-
 @dataclass(frozen=True)
 class ScaledObjects(Dataset):
     """Pictures (N x channels x SIDE x SIDE uint8, 3 channels or 1 grey), labels (N), sizes (N, in pixels)."""
@@ -54,22 +46,16 @@ class ScaledObjects(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        """uint8 3 x SIDE x SIDE, and its target."""
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """uint8 3 x SIDE x SIDE, and its target: label and third of the sizes, 2."""
         picture = torch.from_numpy(self.pictures[index]).expand(3, -1, -1)
-        third = third_of(self.sizes[index], self.reach)
-        target = Target(torch.tensor(int(self.labels[index])), torch.tensor(third))
+        target = torch.tensor([int(self.labels[index]), third_of(self.sizes[index], self.reach)])
         return (self.transform(picture) if self.transform else picture), target
-
-
-def borders(reach: tuple[float, float]) -> list[float]:
-    """The four sizes that bound the thirds of a range's logarithm."""
-    return np.geomspace(*reach, len(THIRDS) + 1).tolist()
 
 
 def third_of(size: float, reach: tuple[float, float]) -> int:
     """0, 1 or 2: the third of the range, on a logarithmic scale, that a size lies in."""
-    return int(np.searchsorted(borders(reach)[1:-1], size, side='right'))
+    return int(np.searchsorted(np.geomspace(*reach, len(THIRDS) + 1)[1:-1], size, side='right'))
 
 
 def shapes(cache: Path, seed: int, part: str, count: int, workers: int) -> ScaledObjects:
@@ -99,13 +85,8 @@ def draw_cells(seed: int, part: str, number: int) -> tuple[np.ndarray, np.ndarra
     corners = [(thing.polygon.min(axis=0) // CELL * CELL).astype(int) for thing in scene.things]
     cells = [scene.picture[y : y + CELL, x : x + CELL] for x, y in corners]
     sizes = [np.ptp(thing.polygon, axis=0).max() * SIDE / CELL for thing in scene.things]
-    return np.stack([shrunk(cell) for cell in cells]), np.arange(IN_A_SCENE) + first, np.array(sizes)
-
-
-def shrunk(cell: np.ndarray) -> np.ndarray:
-    """CELL x CELL x 3 -> 3 x SIDE x SIDE uint8."""
-    image = Image.fromarray(cell).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    return np.asarray(image).transpose(2, 0, 1)
+    shrunk = [Image.fromarray(cell).resize((SIDE, SIDE), Image.Resampling.BILINEAR) for cell in cells]
+    return np.stack(shrunk).transpose(0, 3, 1, 2), np.arange(IN_A_SCENE) + first, np.array(sizes)
 
 
 def jittered_photos(source: Path, seed: int, part: str, count: int) -> ScaledObjects:

@@ -9,29 +9,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tools.miniature.data import THIRDS, Target
-from utils.metrics import Average
+from tools import markdown
+from tools.miniature.data import THIRDS
+from utils.metrics import TopErrors
 
 
-class ScaleErrors:
-    """Loss, and top-1 error in %, overall (`err1`) and of each third of the sizes."""
-
-    smooth_loss = None
+class ScaleErrors(TopErrors):
+    """Loss, and top-1 error in %, overall (`err1`) and of each third of the sizes; counted in one process."""
 
     def __init__(self, device: torch.device):
-        self.averages = {name: Average(device) for name in ('loss', 'err1')}
+        super().__init__(device)
+        del self.averages['err5']
         self.wrong, self.seen = torch.zeros(2, len(THIRDS), dtype=torch.int64, device=device)
 
-    def update(self, loss: Tensor, outputs: Tensor, targets: Target) -> None:
-        """Count a batch: its mean loss (), outputs N x C and targets N."""
-        wrong = outputs.argmax(1) != targets.label
+    def update(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Count a batch: its mean loss (), outputs N x C, labels and thirds N x 2."""
+        labels, thirds = targets.T
+        wrong = outputs.argmax(1) != labels
         self.averages['loss'].update(loss, len(wrong))
         self.averages['err1'].add(100 * wrong.sum(), len(wrong))
-        self.seen += targets.third.bincount(minlength=len(THIRDS))
-        self.wrong += targets.third[wrong].bincount(minlength=len(THIRDS))
-
-    def reduce(self) -> None:
-        """One process counts it all."""
+        self.seen += thirds.bincount(minlength=len(THIRDS))
+        self.wrong += thirds[wrong].bincount(minlength=len(THIRDS))
 
     def progress(self) -> str:
         """Last value and average so far."""
@@ -42,20 +40,17 @@ class ScaleErrors:
         """loss, err1, the error of each third (None of an empty one), and how many pictures each third has."""
         counts = zip(THIRDS, self.wrong.tolist(), self.seen.tolist(), strict=True)
         thirds = {name: 100 * wrong / seen if seen else None for name, wrong, seen in counts}
-        averages = {name: average.average for name, average in self.averages.items()}
-        return {**averages, **thirds, 'pictures': dict(zip(THIRDS, self.seen.tolist(), strict=True))}
+        return {**super().compute(), **thirds, 'pictures': dict(zip(THIRDS, self.seen.tolist(), strict=True))}
 
     def summary(self, results: dict[str, Any]) -> str:
         """The line that ends an evaluation."""
         return f' * Err@1 {results["err1"]:.3f}'
 
     def state_dict(self) -> dict[str, Any]:
-        averages = {name: average.state_dict() for name, average in self.averages.items()}
-        return {**averages, 'wrong': self.wrong.tolist(), 'seen': self.seen.tolist()}
+        return {**super().state_dict(), 'wrong': self.wrong.tolist(), 'seen': self.seen.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, average in self.averages.items():
-            average.load_state_dict(state[name])
+        super().load_state_dict(state)
         self.wrong.copy_(torch.tensor(state['wrong']))
         self.seen.copy_(torch.tensor(state['seen']))
 
@@ -69,28 +64,26 @@ def spread(values: list[float]) -> tuple[float, float]:
     return mean(values), stdev(values) if len(values) > 1 else float('nan')
 
 
-def values_of(results: Results, data: str, net: str, measure: str) -> list[float]:
-    """A measure of all seeds; of a third without pictures, none."""
-    chosen = [result[measure] for result in results if (result['data'], result['net']) == (data, net)]
-    return [value for value in chosen if value is not None]
-
-
-def names(results: Results, key: str) -> list[str]:
-    """The different values of `data` or `net`, in the order they come."""
-    return list(dict.fromkeys(result[key] for result in results))
+def by_net(results: Results) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Of each data set and net every measure of all seeds; of a third without pictures, none."""
+    found = {}
+    for result in results:
+        nets = found.setdefault(result['data'], {})
+        for measure, values in nets.setdefault(result['net'], {name: [] for name in MEASURES}).items():
+            values += [] if result[measure] is None else [result[measure]]
+    return found
 
 
 def table(results: Results, costs: Mapping[str, Mapping[str, tuple[int, int]]]) -> str:
     """A row per data set and net in markdown; `costs` says their parameters and multiply-accumulates."""
-    columns = [f'error, {label} (%)' for label in MEASURES.values()]
-    rows = [['data', 'net', 'seeds', 'parameters (M)', 'GMACs', *columns], [*['---'] * 2, *['---:'] * 7]]
-    for data in names(results, 'data'):
-        for net in names(results, 'net'):
+    header = ['data', 'net', 'seeds', 'parameters (M)', 'GMACs', *(f'error, {x} (%)' for x in MEASURES.values())]
+    rows = []
+    for data, nets in by_net(results).items():
+        for net, measures in nets.items():
             parameters, macs = costs[data][net]
-            values = [values_of(results, data, net, measure) for measure in MEASURES]
             cost = [f'{parameters / 1e6:.2f}', f'{macs / 1e9:.4f}']
-            rows.append([data, net, str(len(values[0])), *cost, *map(cell, values)])
-    return '\n'.join(f'| {" | ".join(cells)} |' for cells in rows)
+            rows.append([data, net, len(measures['err1']), *cost, *map(cell, measures.values())])
+    return markdown.table(header, 'llrrrrrrr', rows)
 
 
 def cell(values: list[float]) -> str:
@@ -103,22 +96,20 @@ def cell(values: list[float]) -> str:
 
 def draw(results: Results) -> Figure:
     """A panel per data set: mean and standard deviation of each net overall and by size, a dot for each seed."""
-    sets = names(results, 'data')
+    sets = by_net(results)
     figure = Figure(figsize=(4.5 * len(sets), 3.8), layout='constrained')
     panels = figure.subplots(1, len(sets), squeeze=False)[0]
-    for panel, data in zip(panels, sets, strict=True):
-        draw_panel(panel, results, data)
+    for panel, (data, nets) in zip(panels, sets.items(), strict=True):
+        draw_panel(panel, data, nets)
     figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, frameon=False)
     return figure
 
 
-def draw_panel(panel: Axes, results: Results, data: str) -> None:
+def draw_panel(panel: Axes, data: str, nets: dict[str, dict[str, list[float]]]) -> None:
     """The nets beside each other at every measure."""
-    nets = names(results, 'net')
-    for number, net in enumerate(nets):
+    for number, (net, measures) in enumerate(nets.items()):
         offset = 0.24 * (number - (len(nets) - 1) / 2)
-        found = {place: values_of(results, data, net, measure) for place, measure in enumerate(MEASURES)}
-        found = {place + offset: values for place, values in found.items() if values}
+        found = {place + offset: values for place, values in enumerate(measures.values()) if values}
         middles, deviations = zip(*map(spread, found.values()), strict=True)
         panel.errorbar(list(found), middles, deviations, fmt='o', capsize=4, color=f'C{number}', label=net)
         for place, values in found.items():

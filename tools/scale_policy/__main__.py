@@ -15,19 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision.transforms import Compose
 
-import models
-from data.image_folder import PictureFolder, central_crop, open_folder, open_image
-from tools.pretrained import open_classifier
+from data.image_folder import PictureFolder, central_crop, open_folder
+from tools.pictures import Pictures, make_loader
+from tools.pretrained import add_arch_argument, open_classifier
 from tools.scale_policy.figure import draw_folder, draw_pictures
 from tools.scale_policy.policy import Policies, is_elastic, measure
 from utils.cli import Parser, add_out_argument, add_test_arguments
 from utils.device import Compute
 from utils.errors import UserError, exit_cleanly
 from utils.files import check_results, write_results
-from utils.loader import DeviceLoader, EvalBatches, told_of_workers
+from utils.loader import told_of_workers
 
 DEFINITION = (
     'A branch responds with the mean absolute value, over channels and pixels, of what it contributes to its '
@@ -35,76 +33,48 @@ DEFINITION = (
 )
 
 
-class Pictures(Dataset):
-    """Picture files in the given order, with PictureFolder's interface and no class."""
-
-    def __init__(self, paths: list[Path], transform: Compose):
-        self.index, self.transform = [(str(path), 0) for path in paths], transform
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.index[index]
-        return self.transform(open_image(path)), label
-
-
 def make_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT', help='of classify.py or multilabel_classify.py')
     parser.add_argument('images', type=Path, nargs='+', metavar='IMAGE', help='pictures, or a folder of class folders')
-    parser.add_argument('-a', '--arch', choices=list(models.classifiers), metavar='ARCH',
-                        help='where the checkpoint does not say')  # fmt: skip
+    add_arch_argument(parser)
     add_test_arguments(parser)
     add_out_argument(parser, 'scale_policy.png')
     return parser
 
 
+@told_of_workers()
 def main(args: Namespace) -> None:
     """Measure, draw and note."""
-    pictures = open_pictures(args.images, central_crop(args.image_size))
-    arch, policies = policies_of(args, pictures)
-    title = f'{arch} at {args.image_size} x {args.image_size}'
-    noted = {'checkpoint': args.checkpoint, 'arch': arch, 'image_size': args.image_size, 'definition': DEFINITION}
-    draw = draw_folder if isinstance(pictures, PictureFolder) else draw_pictures
-    write_results(draw(title, policies, pictures), {**noted, **numbers(policies, pictures)}, args.out)
-
-
-def open_pictures(paths: list[Path], transform: Compose) -> Pictures | PictureFolder:
-    """The pictures of these files, or of one folder by class; UserError for anything else."""
-    folders = [path for path in paths if path.is_dir()]
-    if folders and len(paths) > 1:
-        raise UserError(f'{folders[0]} is a folder: give one folder, or pictures')
-    for path in paths:
-        if not path.exists():
-            raise UserError(f'no picture and no folder {path}')
-    return open_folder(folders[0], transform) if folders else Pictures(paths, transform)
-
-
-@told_of_workers()
-def policies_of(args: Namespace, pictures: Pictures | PictureFolder) -> tuple[str, Policies]:
-    """The checkpoint's net and its policies for the pictures."""
-    compute = Compute(args.device)
+    pictures, compute = open_pictures(args), Compute(args.device)
     model, identity = open_classifier(args.checkpoint, args.arch)
     if not is_elastic(model):
         raise UserError(f'{args.checkpoint}: {identity.arch} has no elastic block, so nothing to choose')
     check_results(args.out)
-    loader = DeviceLoader(pictures, EvalBatches([range(len(pictures))], args.batch_size), compute, args.workers)
-    return identity.arch, measure(compute.place(model), (images for images, _ in loader), args.image_size)
-
-
-def numbers(policies: Policies, pictures: Pictures | PictureFolder) -> dict[str, Any]:
-    """All of them for the JSON file; of a folder also by class, and its pictures by their mean share."""
+    batches = (images for images, _ in make_loader(pictures, args, compute))
+    policies = measure(compute.place(model), batches, args.image_size)
+    title = f'{identity.arch} at {args.image_size} x {args.image_size}'
+    noted = {'checkpoint': args.checkpoint, 'arch': identity.arch, 'image_size': args.image_size}
     blocks = [{'name': block.name, 'stage': block.stage, 'sizes': block.sizes} for block in policies.blocks]
-    images = [image_numbers(policies, index, path) for index, (path, _) in enumerate(pictures.index)]
-    if not isinstance(pictures, PictureFolder):
-        return {'blocks': blocks, 'images': images}
-    for entry, label in zip(images, pictures.index.labels(), strict=True):
-        entry['class'] = pictures.classes[label]
-    order = policies.by_share()
-    extremes = {'most': order[-10:][::-1], 'least': order[:10]}
-    files = {name: [pictures.index[index][0] for index in indices] for name, indices in extremes.items()}
-    return {'blocks': blocks, 'classes': class_numbers(policies, pictures), **files, 'images': images}
+    noted |= {'definition': DEFINITION, 'blocks': blocks}
+    if isinstance(pictures, Pictures):
+        figure = draw_pictures(title, policies, pictures)
+        noted['images'] = [image_numbers(policies, *image) for image in enumerate(map(str, pictures.paths))]
+    else:
+        found = folder_numbers(policies, pictures)
+        figure, noted = draw_folder(title, policies, pictures, found['classes']), noted | found
+    write_results(figure, noted, args.out)
+
+
+def open_pictures(args: Namespace) -> Pictures | PictureFolder:
+    """The pictures of the files named, or of one folder by class; UserError for anything else."""
+    transform, folders = central_crop(args.image_size), [path for path in args.images if path.is_dir()]
+    if folders and len(args.images) > 1:
+        raise UserError(f'{folders[0]} is a folder: give one folder, or pictures')
+    for path in args.images:
+        if not path.exists():
+            raise UserError(f'no picture and no folder {path}')
+    return open_folder(folders[0], transform) if folders else Pictures(args.images, transform)
 
 
 def image_numbers(policies: Policies, index: int, path: str) -> dict[str, Any]:
@@ -120,23 +90,30 @@ def image_numbers(policies: Policies, index: int, path: str) -> dict[str, Any]:
     }
 
 
-def class_numbers(policies: Policies, pictures: PictureFolder) -> dict[str, Any]:
-    """How many pictures a class has, their mean share, and of how many each elastic block prefers the full size."""
-    shares, full, targets = policies.shares, policies.prefers_full.float(), torch.tensor(pictures.index.labels())
-    return {
+def folder_numbers(policies: Policies, pictures: PictureFolder) -> dict[str, Any]:
+    """The pictures with their classes, those with the highest and lowest mean share, and for each class how many it
+    has, their mean share, and of which part of them each elastic block prefers the full size."""
+    labels, names = torch.tensor(pictures.index.labels()), pictures.classes
+    members = {name: labels == label for label, name in enumerate(names)}
+    classes = {
         name: {
-            'images': int((targets == label).sum()),
-            'share': rounded(shares[targets == label].mean()),
-            'prefer_full': rounded(full[targets == label].mean(0)),
+            'images': int(member.sum()),
+            'share': rounded(policies.shares[member].mean()),
+            'prefer_full': rounded(policies.prefers_full[member].float().mean(0)),
         }
-        for label, name in enumerate(pictures.classes)
+        for name, member in members.items()
     }
+    images = [
+        image_numbers(policies, index, path) | {'class': names[label]}
+        for index, (path, label) in enumerate(pictures.index)
+    ]
+    files = [images[index]['file'] for index in policies.by_share()]
+    return {'classes': classes, 'most': files[:-11:-1], 'least': files[:10], 'images': images}
 
 
 def rounded(values: Tensor) -> Any:
     """A number or a list of them, to five significant digits."""
-    listed = values.tolist()
-    return [float(f'{value:.5g}') for value in listed] if isinstance(listed, list) else float(f'{listed:.5g}')
+    return [rounded(value) for value in values] if values.dim() else float(f'{values.item():.5g}')
 
 
 if __name__ == '__main__':

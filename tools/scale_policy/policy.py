@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.elastic import Split, observed
 
-SIZES = ('XL', 'L', 'M', 'S')  # of maps at 1/4, 1/8, 1/16 and 1/32 of the picture's resolution, as in the paper
+MAP_SIZES = ('XL', 'L', 'M', 'S')  # of maps at 1/4, 1/8, 1/16 and 1/32 of the picture's resolution, as in the paper
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Block:
     @property
     def sizes(self) -> tuple[str, ...]:
         """The one size of a block at one scale; the full and the half one of an elastic block."""
-        return SIZES[self.stage - 1 : self.stage + self.elastic]
+        return MAP_SIZES[self.stage - 1 : self.stage + self.elastic]
 
 
 @dataclass
@@ -64,24 +64,6 @@ class Policies:
         return self.shares.mean(1).argsort(stable=True).tolist()
 
 
-class Observer:
-    """Notes the blocks and what their branches respond, batch by batch."""
-
-    def __init__(self, pixels: int):
-        self.pixels, self.blocks, self.batch = pixels, {}, []
-
-    def __call__(self, name: str, output: Tensor, branches: tuple[Tensor, Tensor] | None) -> None:
-        """A block ran: `branches` are its two summands N x C x H x W if it is elastic."""
-        self.blocks[name] = Block(name, stage_of(output.shape[-1], self.pixels), branches is not None)
-        if branches:
-            self.batch.append(torch.stack([branch.abs().mean((1, 2, 3)) for branch in branches], 1))
-
-    def responses(self) -> Tensor:
-        """Those of the batch since the last call, N x elastic blocks x 2."""
-        batch, self.batch = self.batch, []
-        return torch.stack(batch, 1).cpu()
-
-
 def is_elastic(net: nn.Module) -> bool:
     """Whether any block of the net works at two scales."""
     return any(isinstance(module, Split) and module.elastic for module in net.modules())
@@ -89,18 +71,23 @@ def is_elastic(net: nn.Module) -> bool:
 
 @torch.inference_mode()
 def measure(net: nn.Module, batches: Iterable[Tensor], pixels: int) -> Policies:
-    """The policies of an Elastic net in evaluation mode for batches of normalised images, N x 3 x `pixels` x `pixels`.
+    """The policies of a net that has elastic blocks, for batches of normalised images N x 3 x `pixels` x `pixels`.
 
-    ValueError if no block of the net is elastic.
+    Raises ValueError if the net is in training mode.
     """
-    if not is_elastic(net):
-        raise ValueError('no block is elastic')
-    observer, responses = Observer(pixels), []
-    with observed(net, observer):
+    blocks, batch, responses = {}, [], []
+
+    def note(name: str, output: Tensor, branches: tuple[Tensor, Tensor] | None) -> None:
+        blocks[name] = Block(name, stage_of(output.shape[-1], pixels), branches is not None)
+        if branches:
+            batch.append(torch.stack([branch.abs().mean((1, 2, 3)) for branch in branches], 1))
+
+    with observed(net, note):
         for images in batches:
             net(images)
-            responses.append(observer.responses())
-    return Policies(list(observer.blocks.values()), torch.cat(responses))
+            responses.append(torch.stack(batch, 1).cpu())
+            batch.clear()
+    return Policies(list(blocks.values()), torch.cat(responses))
 
 
 def stage_of(side: int, pixels: int) -> int:
@@ -109,7 +96,7 @@ def stage_of(side: int, pixels: int) -> int:
     DLA and ResNeXt round up where a side is odd, DenseNet's transitions round down. (Only in pictures of 33 to 47
     pixels can 2 be either 1/16 or 1/32; it is taken for the former, which is right for all blocks that are elastic.)
     """
-    for stage in range(1, len(SIZES) + 1):
+    for stage in range(1, len(MAP_SIZES) + 1):
         if side in (pixels >> stage + 1, -(-pixels >> stage + 1)):
             return stage
     raise ValueError(f'maps of {side} pixels are of no stage of a picture of {pixels}')

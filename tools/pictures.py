@@ -1,0 +1,48 @@
+"""Pictures for a net to look at, and its outputs for them: what the tools have in common."""
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from data.image_folder import open_image
+from utils.device import Compute
+from utils.loader import DeviceLoader, EvalBatches, told_of_workers
+
+
+class Pictures(Dataset):
+    """Pairs of a transformed picture, uint8 3 or 4 x H x W, and its place among the paths."""
+
+    def __init__(self, paths: Sequence[Path], transform: Callable[[Image.Image], Tensor]):
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(open_image(str(self.paths[index]))), index
+
+
+def make_loader(
+    pictures: Dataset, args: Namespace, compute: Compute, groups: Sequence[Sequence[int]] | None = None
+) -> DeviceLoader:
+    """Batches of each group's pictures in its order, without groups of all; `args` of add_test_arguments."""
+    return DeviceLoader(pictures, EvalBatches(groups or [range(len(pictures))], args.batch_size), compute, args.workers)
+
+
+@torch.inference_mode()
+def outputs_of(
+    model: nn.Module, pictures: Dataset, args: Namespace, groups: Sequence[Sequence[int]] | None = None
+) -> Iterator[tuple[Tensor, Any]]:
+    """Outputs on the CPU and target of each picture, in the order of make_loader; the model is moved to the device."""
+    compute = Compute(args.device)
+    net = compute.runner(compute.place(model).eval(), train=False)
+    with told_of_workers():
+        for images, targets in tqdm(make_loader(pictures, args, compute, groups), disable=None, leave=False):
+            yield from zip(net(images).cpu(), targets.cpu(), strict=True)
