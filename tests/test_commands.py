@@ -18,7 +18,8 @@ from utils import checkpoint
 SMALL = '-a dla60x -b 4 -g 2 --lr 0.01 --image-size 32 -p 1 --device cpu'
 LAST = 'dla60x_checkpoint.pth.tar'
 SCRIPTS = [ROOT / f'{name}.py' for name in ('classify', 'docker_classify', 'multilabel_classify', 'segment')]
-TOOLS = [path for path in sorted((ROOT / 'tools').glob('[!_]*.py')) if path.stem != 'model_table']  # has no arguments
+MAKERS = [ROOT / 'data' / f'{name}.py' for name in ('sample', 'fashion_mnist', 'prepare_voc')]
+TOOLS = [path for path in sorted((ROOT / 'tools').rglob('*.py')) if 'def make_parser' in path.read_text()]
 HUB = f"""import torch
 net = torch.hub.load({str(ROOT)!r}, 'dla60x', source='local', num_classes=3)
 print(tuple(net(torch.zeros(2, 3, 32, 32)).shape))"""
@@ -40,25 +41,32 @@ def test_sigterm_to_the_whole_group_saves_and_exits_143(folder, tmp_path):
 @pytest.mark.parametrize(
     'arguments, expected',
     [
-        ((ROOT / 'tools' / 'predict.py', 'net.pth', 'picture.jpg'), (1, '', 'error: no picture picture.jpg\n')),
+        ((ROOT / 'segment.py', '--exp=x', '--data=no'), (1, '', 'error: no list no/VOC2012/list/val.txt\n')),
         (('-c', HUB), (0, '(2, 3)\n', '')),
     ],
 )
-def test_tool_run_as_a_file_and_torch_hub_find_their_packages_from_elsewhere(tmp_path, arguments, expected):
+def test_script_and_torch_hub_find_their_packages_from_elsewhere(tmp_path, arguments, expected):
     with start(*arguments, cwd=tmp_path, PYTHONPATH='') as process:
         ended = process.communicate(timeout=300)
     assert (process.returncode, *ended) == expected
 
 
-@pytest.mark.parametrize('path', [*SCRIPTS, *TOOLS], ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [*SCRIPTS, *MAKERS, *TOOLS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_find_their_packages_and_tell_how_they_are_called(path, monkeypatch, capsys):
+    """Scripts and makers are run as files, from anywhere; tools as modules, from here."""
+    module = '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__main__')
     monkeypatch.setattr(sys, 'argv', [str(path), '--help'])
     monkeypatch.setattr(sys, 'path', [str(path.parent), *sys.path])
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(path), run_name='__main__')
-    assert (end.value.code, sys.path[0]) == (0, str(ROOT))
+        if path in TOOLS:
+            runpy.run_module(module, run_name='__main__')
+        else:
+            runpy.run_path(str(path), run_name='__main__')
+            assert sys.path[0] == str(ROOT)
+    assert end.value.code == 0
     out = capsys.readouterr().out
-    assert f'    python {path.name} ' in out or f' {path.name} DIR' in out or f'    python -m tools.{path.stem} ' in out
+    place = path.relative_to(ROOT)
+    assert f'    python {place} ' in out or f' {place} DIR' in out or f'    python -m {module} ' in out
 
 
 def test_released_checkpoint_is_evaluated_and_resumed(folder, tmp_path, capsys):

@@ -30,7 +30,7 @@ def make_parser() -> Parser:
     parser = Parser(__doc__)
     nets = list(models.segmenters)
     parser.add_argument('--nets', nargs='+', choices=nets, default=nets, metavar='ARCH', help=', '.join(nets))
-    parser.add_argument('--batches', nargs='+', type=positive_int, default=[1, 2, 4], metavar='N', help='images per step')
+    parser.add_argument('--batches', nargs='+', type=positive_int, default=[1, 2, 4], metavar='N', help='images a step')
     parser.add_argument('--crop-size', type=positive_int, default=513, metavar='PIXELS', help='side of the images')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='where the step runs')
     parser.add_argument('--amp', choices=['off', 'bf16', 'fp16'], default='off', help='mixed precision')
