@@ -85,21 +85,21 @@ def two_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     monkeypatch.setattr(torch.cuda, 'set_device', chosen.append)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device=None: f'card {device}')
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = torch.backends.cudnn.benchmark, *(part.fp32_precision for part in backends)
+    benchmark, tf32 = torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32
     yield chosen
-    torch.backends.cudnn.benchmark = before[0]
-    for part, precision in zip(backends, before[1:], strict=True):
-        part.fp32_precision = precision
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = benchmark, tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
-@pytest.mark.parametrize('amp, precision', [('off', 'ieee'), ('tf32', 'tf32'), ('bf16', 'ieee')])
-def test_a_numbered_gpu_is_the_current_one_and_float32_is_what_was_asked_for(two_gpus, amp, precision):
+@pytest.mark.parametrize('amp, tf32', [('off', False), ('tf32', True), ('bf16', False)])
+def test_a_numbered_gpu_is_the_current_one_and_float32_is_what_was_asked_for(two_gpus, amp, tf32):
     compute = Compute('cuda:1', amp)
     assert two_gpus == [torch.device('cuda:1')]
     assert (compute.name, compute.devices) == ('card cuda:1', 1)
     assert torch.backends.cudnn.benchmark
-    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == precision
+    for part in torch.backends.cuda.matmul, torch.backends.cudnn.conv:
+        assert (part.fp32_precision == 'tf32') is tf32
+    torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))  # which looks at the older names
     assert Compute('cuda', amp).devices == 2
 
 
