@@ -10,7 +10,8 @@ import models
 from tools import model_table
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = [path for part in ('.', 'models', 'utils', 'data', 'tools') for path in sorted((ROOT / part).glob('*.py'))]
+PARTS = '.', 'models', 'utils', 'data', 'tools', 'tools/check_gpu'
+SCRIPTS = [path for part in PARTS for path in sorted((ROOT / part).glob('*.py'))]
 ALLOWED = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 
 

@@ -19,8 +19,14 @@ from utils.learner import Learner
 from utils.loop import train_epoch
 from utils.schedules import step_decay
 
-FAMILIES = 'resnext50_elastic', 'se_resnext50_elastic', 'dla60x_elastic', 'densenet201_elastic'  # one net of each,
-FAMILIES += 'resnext50_elastic/seg', 'dla60x_elastic/seg'  # and of the segmenters
+FAMILIES = (  # one net of each, and of the segmenters
+    'resnext50_elastic',
+    'se_resnext50_elastic',
+    'dla60x_elastic',
+    'densenet201_elastic',
+    'resnext50_elastic/seg',
+    'dla60x_elastic/seg',
+)
 TRAININGS = 'classify/dla60x/g1', 'docker_classify/resnext50_elastic', 'segment/resnext50_elastic'
 # Of outputs and gradients. On a CPU the worst are 1e-6 and 1e-4 in float32, 8e-3 and 6e-2 in bfloat16.
 BOUNDS = {'off': (1e-5, 1e-3), 'bf16': (0.03, 0.2)}
