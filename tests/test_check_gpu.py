@@ -17,7 +17,6 @@ CPU = torch.device('cpu')
 GPU_ONLY = '--amp tf32', 'DataParallel', 'the GPU of a number', 'cuDNN', 'no waits'  # names begin so
 TINY = {'net': 'resnext', 'side': 32}
 SMALL = {
-    'golden dla60x_elastic/seg, float64': {},
     'golden dla60x_elastic/seg, float32 and bf16': {},
     'trained as the reference, classify/dla60x/g1': {},
     'segmenters resize in float32': {'side': 65},
@@ -32,8 +31,8 @@ SMALL = {
     'memory of segmentation, 16 x 513 x 513': {'net': 'tiny', 'batch': 2, 'side': 33},
     '... in bf16': {'net': 'tiny', 'batch': 2, 'side': 33},
 }
-# Of these one is enough.
-LEFT = [name for name in tool.CHECKS if name.startswith(('golden', 'trained')) and name not in SMALL]
+# Of recorded nets and trainings one is enough; test_models.py and test_trajectories.py have them all.
+DONE = [name for name in tool.CHECKS if name in SMALL or not name.startswith(('golden', 'trained'))]
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +47,7 @@ def little(monkeypatch):
     monkeypatch.setattr(cost, 'BATCH', 2)
 
 
-@pytest.mark.parametrize('name', [name for name in tool.CHECKS if name not in LEFT])
+@pytest.mark.parametrize('name', [*DONE, pytest.param('golden dla60x_elastic/seg, float64', marks=pytest.mark.slow)])
 def test_what_holds_on_a_gpu_holds_on_a_cpu(name):
     row = tool.do(name, partial(tool.CHECKS[name], **SMALL.get(name, {})), CPU)
     assert row['status'] == ('skipped' if name.startswith(GPU_ONLY) else 'pass'), row

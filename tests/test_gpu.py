@@ -58,11 +58,11 @@ def test_copies_do_not_wait_only_from_pinned_memory_to_cuda(device, pinned, wait
     assert told == {'place': compute.device, 'non_blocking': not waits}
 
 
-@pytest.mark.parametrize('amp, precision', [('off', 'ieee'), ('tf32', 'tf32'), ('bf16', 'ieee')])
-def test_a_numbered_gpu_is_the_current_one_and_float32_is_what_was_asked_for(monkeypatch, request, amp, precision):
+@pytest.mark.parametrize('amp, tf32', [('off', False), ('tf32', True), ('bf16', False)])
+def test_a_numbered_gpu_is_the_current_one_and_float32_is_what_was_asked_for(monkeypatch, request, amp, tf32):
     """With two GPUs as far as can be told without one."""
     chosen, products, convolutions = [], torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    settings = (torch.backends.cudnn, 'benchmark'), (products, 'fp32_precision'), (convolutions, 'fp32_precision')
+    settings = (torch.backends.cudnn, 'benchmark'), (torch.backends.cudnn, 'allow_tf32'), (products, 'allow_tf32')
     for place, name in settings:
         request.addfinalizer(partial(setattr, place, name, getattr(place, name)))
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
@@ -72,7 +72,9 @@ def test_a_numbered_gpu_is_the_current_one_and_float32_is_what_was_asked_for(mon
     assert chosen == [torch.device('cuda:1')]
     assert (compute.name, compute.devices) == ('card cuda:1', 1)
     assert torch.backends.cudnn.benchmark
-    assert products.fp32_precision == convolutions.fp32_precision == precision
+    for part in products, convolutions:
+        assert (part.fp32_precision == 'tf32') is tf32
+    torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))  # which looks at the older names
     assert Compute('cuda', amp).devices == 2
 
 

@@ -11,7 +11,8 @@ import models
 from tools import model_table
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = [path for part in ('.', 'models', 'utils', 'data', 'tools') for path in sorted((ROOT / part).glob('*.py'))]
+PARTS = '.', 'models', 'utils', 'data', 'tools', 'tools/check_gpu'
+SCRIPTS = [path for part in PARTS for path in sorted((ROOT / part).glob('*.py'))]
 ALLOWED = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
 FOR_TESTS = {'pytest', 'sklearn', 'timm', 'safetensors', 'onnx', 'onnxscript', 'onnxruntime'}
 QUICK = 'dla60x', 'resnext50_elastic'

@@ -145,8 +145,8 @@ def set_up_gpu(device: torch.device, tf32: bool) -> None:
     if device.index is not None:
         torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = True
-    for operations in torch.backends.cuda.matmul, torch.backends.cudnn.conv:
-        operations.fp32_precision = 'tf32' if tf32 else 'ieee'
+    # Not by fp32_precision, the newer name: torch.export looks at this one, and after the other would find an error.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
 
 def pick_device(name: str) -> torch.device:

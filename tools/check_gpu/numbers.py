@@ -21,11 +21,17 @@ from utils.segmentation import segmentation_loss
 from utils.signals import StopRequest
 from utils.trainer import Tester, TrainingStep, train_epoch
 
-FAMILIES = 'resnext50_elastic', 'se_resnext50_elastic', 'dla60x_elastic', 'densenet201_elastic'  # one net of each,
-FAMILIES += 'resnext50_elastic/seg', 'dla60x_elastic/seg'  # and of the segmenters
+FAMILIES = (  # one net of each, and of the segmenters
+    'resnext50_elastic',
+    'se_resnext50_elastic',
+    'dla60x_elastic',
+    'densenet201_elastic',
+    'resnext50_elastic/seg',
+    'dla60x_elastic/seg',
+)
 TRAININGS = 'classify/dla60x/g1', 'docker_classify/resnext50_elastic', 'segment/resnext50_elastic'
-# Of outputs and gradients. On a CPU the nets reach 3e-6 and 3e-5 in float32, 3e-2 and 2e-1 in bfloat16.
-BOUNDS = {'off': (1e-4, 1e-3), 'bf16': (0.1, 0.5)}
+# Of outputs and gradients. On a CPU the worst are 1e-6 and 1e-4 in float32, 8e-3 and 6e-2 in bfloat16.
+BOUNDS = {'off': (1e-5, 1e-3), 'bf16': (0.03, 0.2)}
 
 
 def golden_in_float64(device: torch.device, net: str) -> Result:
@@ -57,9 +63,10 @@ def output_error(device: torch.device, net: str, amp: str) -> float:
 
 
 def gradients(device: torch.device, net: str, dtype: torch.dtype, amp: str = 'off') -> list[Tensor]:
-    """Those of the recorded training step."""
+    """Those of the recorded training step but for batch norms, which use their running statistics: over those of two
+    images, gradients of these weights are chaotic, a hundredth off in float32 and all of it in bfloat16."""
     compute = compute_of(device, amp)
-    model = filled(net, dtype=dtype, **recomputing(net)).train()
+    model = filled(net, dtype=dtype, **recomputing(net))
     training_step = training_step_of(model, compute, lambda outputs, _: golden.recorded_loss(net, outputs))
     images = golden.images(**golden.load('golden')[net]['input']).to(dtype)
     _, loss = training_step.forward(compute.images(images), None)
