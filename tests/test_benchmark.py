@@ -17,11 +17,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from models.cost import count_macs
 from tests.conftest import Script, TinyNet, TinySegmenter
-from tools.benchmark.__main__ import __main__ as benchmark
-from tools.benchmark.__main__ import loaders as input_speed
-from tools.benchmark.__main__ import nets as net_speed
-from tools.benchmark.__main__ import startup as first_batch
-from tools.benchmark.__main__ import startup as startup_speed
+from tools.benchmark import __main__ as benchmark
+from tools.benchmark import loaders as input_speed
+from tools.benchmark import nets as net_speed
+from tools.benchmark import startup as first_batch
+from tools.benchmark import startup as startup_speed
 from tools.benchmark.loaders import draw_pictures, link_pictures
 from tools.benchmark.nets import Way, Work
 from tools.benchmark.timing import Apart
@@ -213,16 +213,16 @@ def test_a_net_that_comes_and_goes_is_compiled_once_and_stays_what_it_was(train,
     counter = CompileCounterWithBackend('aot_eager')
     monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=counter))
     moved, move = [], net_speed.move
-    monkeypatch.setattr(net_speed, 'move', lambda training_step, place: moved.append(place))
+    monkeypatch.setattr(net_speed, 'move', lambda nets, optimizer, place: moved.append(place))
     monkeypatch.setattr(net_speed, 'ROUND', (2, 60))
     way, work = Way('net', TinyNet, compiled=True), Work('cpu', train, 4, 32)
     training_step = net_speed.training_step_of(way, work)
-    step = net_speed.step_of(training_step, way, work)
+    step, nets = net_speed.step_of(training_step, way, work)
     for _ in range(3):
-        before = [value.clone() for value in (training_step.tested or training_step.model).state_dict().values()]
-        move(training_step, torch.float64)
-        move(training_step, torch.float32)
-        assert all(map(torch.equal, before, (training_step.tested or training_step.model).state_dict().values()))
-        assert net_speed.round_in_turn(step, training_step) > 0
+        before = [value.clone() for value in nets[-1].state_dict().values()]
+        move(nets, training_step.optimizer, torch.float64)
+        move(nets, training_step.optimizer, torch.float32)
+        assert all(map(torch.equal, before, nets[-1].state_dict().values()))
+        assert net_speed.round_in_turn(step, nets, training_step.optimizer, CPU) > 0
     assert moved == [CPU, 'cpu'] * 3
     assert counter.frame_count == 1

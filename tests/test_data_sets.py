@@ -287,8 +287,8 @@ def zipped(kind, *sizes, values=30 * 784):
         (IMAGES, lambda whole: gzip.compress(b'PK\3\4' + bytes(100)), 'no idx file'),
         (IMAGES, zipped(8, 30), 'no idx file'),
         (IMAGES, zipped(13, 30, 28, 28), 'no idx file'),  # of floats
-        (IMAGES, lambda whole: gzip.compress(b'\0\0\x08\x03' + bytes(5)), ': 0 values'),  # ends in its header
-        (IMAGES, zipped(8, 30, 28, 28, values=30 * 784 + 1), ': 23521 values'),
+        (IMAGES, lambda whole: gzip.compress(b'\0\0\x08\x03' + bytes(5)), 'no idx file'),  # ends in its header
+        (IMAGES, zipped(8, 30, 28, 28, values=30 * 784 + 1), 'no idx file .* size 23521'),
         (IMAGES, zipped(8, 30, 14, 56), '14 x 56'),
         (IMAGES, zipped(8, 29, 28, 28, values=29 * 784), '30 labels for 29 images'),
         (LABELS, lambda whole: gzip.compress(gzip.decompress(whole).replace(b'\x09', b'\x0a')), 'are not 0 to 9'),

@@ -16,7 +16,7 @@ from tests.runs import epochs
 from tools.miniature import __main__ as miniature
 from tools.miniature import data as scaled_objects
 from tools.miniature.__main__ import Recipe
-from tools.miniature.data import FACTORS, SHAPE_SIZES, THIRDS, Target, jitter, jittered_photos, shapes, third_of
+from tools.miniature.data import FACTORS, SHAPE_SIZES, THIRDS, jitter, jittered_photos, shapes, third_of
 from tools.miniature.report import ScaleErrors, cell, draw, spread, table
 
 WHITE = np.full((28, 28), 255, np.uint8)
@@ -45,7 +45,7 @@ def test_shapes_are_drawn_from_seed_part_and_number_and_kept(tmp_path, monkeypat
     assert np.array_equal(shapes(tmp_path, 0, 'val', 48, 1).pictures, val.pictures)
     picture, target = train[5]
     assert picture.shape == (3, 48, 48) and picture.dtype == torch.uint8
-    assert (int(target.label), int(target.third)) == (train.labels[5], third_of(train.sizes[5], SHAPE_SIZES))
+    assert tuple(target.tolist()) == (train.labels[5], third_of(train.sizes[5], SHAPE_SIZES))
     assert torch.equal(replace(train, transform=lambda pixels: pixels.flip(1))[5][0], picture.flip(1))
 
 
@@ -91,7 +91,7 @@ def test_errors_by_size_add_up():
     torch.manual_seed(0)
     outputs, labels, thirds = torch.randn(50, 8), torch.randint(8, (50,)), torch.randint(3, (50,))
     for part in (slice(0, 32), slice(32, 50)):
-        errors.update(torch.tensor(1.0), outputs[part], Target(labels[part], thirds[part]))
+        errors.update(torch.tensor(1.0), outputs[part], torch.stack([labels[part], thirds[part]], 1))
     found, wrong = errors.compute(), outputs.argmax(1) != labels
     assert found['err1'] == pytest.approx(2 * wrong.sum().item())
     assert list(found['pictures'].values()) == thirds.bincount().tolist()
@@ -138,7 +138,7 @@ def test_runs_are_noted_and_not_repeated_and_go_on_where_they_were_cut_off(quick
     assert [sum(result['pictures'].values()) for result in noted['results']] == [16, 16, 20, 20]
     assert [len(epochs(folder)) for folder in folders] == [2, 2, 3, 3]  # with the line that begins a run
     with monkeypatch.context() as patch:
-        patch.setattr(miniature, 'fit', None)
+        patch.setattr(miniature, 'Trainer', None)
         quick()
     assert capsys.readouterr().out == printed
     shutil.rmtree(folders[0])

@@ -118,7 +118,7 @@ def test_what_is_wrong_is_told_and_nothing_is_written(predict, pictures, tmp_pat
     assert f'cannot read image {pictures[3]}' in predict.error(capsys, *pictures, '--output', out, '-b', 1)
     assert not out.exists() or not list(out.iterdir())
     file.touch()
-    assert f'cannot write to {file}' in predict.error(capsys, pictures[0], '--output', file)
+    assert f'cannot write {file}/' in predict.error(capsys, pictures[0], '--output', file)
 
 
 @pytest.mark.parametrize('onnx', ['absent', 'there', 'too large'])

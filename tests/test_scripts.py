@@ -161,13 +161,19 @@ def test_docker_classify_as_one_process_uses_one_gpu_and_classify_all(folder, ti
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
     monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
     monkeypatch.setattr(compute, 'set_up_gpu', lambda device, tf32: None)
-    check = Mock(side_effect=UserError('seen'))
-    monkeypatch.setattr(trainer, 'check_training', check)
+    devices, cut = [], Mock(wraps=trainer.micro_batches)
+
+    def place(compute, model):
+        devices.append(str(compute.device))
+        raise UserError('seen')
+
+    monkeypatch.setattr(trainer, 'micro_batches', cut)
+    monkeypatch.setattr(compute.Compute, 'place', place)
     for name in 'classify', 'docker_classify':
         with pytest.raises(UserError, match='seen'):
             small_script(name, folder)('-g', 4, '--device', 'auto')
-    seen = [(call.args[2].devices, str(call.args[2].device), call.args[3]) for call in check.mock_calls]
-    assert seen == [(4, 'cuda', 8), (1, 'cuda:0', 8)]
+    assert devices == ['cuda', 'cuda:0']
+    assert [call.args for call in cut.mock_calls] == [(8, 4, 4), (32, 4, 1)]  # of which on one GPU
 
 
 @pytest.mark.slow
@@ -241,10 +247,10 @@ CATEGORIES = 'annotations/instances_val2014.json'
         ('classify', lambda at: os.truncate(at / 'train/cat/2.png', 999), 'cannot read image {}/set/train/cat/2.png'),
         ('classify', lambda at: (at / 'val/cat/2.png').write_text('x'), 'cannot read image {}/set/val/cat/2.png'),
         ('multilabel_classify', lambda at: (at / PICTURE).unlink(), 'file are not there: train_3.png'),
-        ('multilabel_classify', lambda at: replace(at / CATEGORIES, 'cow', 'dog'), 'they differ in cow, dog'),
+        ('multilabel_classify', lambda at: replace(at / CATEGORIES, 'cow', 'dog'), 'only one has cow, dog'),
         ('segment', lambda at: (at / 'VOC2012/JPEGImages/val_1.png').write_bytes(b'x'), 'cannot read image'),
         ('segment', lambda at: (at / 'VOC2012/list/val.txt').unlink(), 'no list'),
-        ('segment', lambda at: write_json(at.parent / 'run/val', {}), 'cannot write to {}/run/val: it is no folder'),
+        ('segment', lambda at: write_json(at.parent / 'run/val', {}), 'cannot write {}/run/val/val_0.png: File exists'),
     ],
     indirect=['script'],
 )

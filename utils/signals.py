@@ -37,6 +37,8 @@ class StopRequest:
             self._finish_exchange()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+            if number == self.received and isinstance(getattr(handler, '__self__', None), StopRequest):
+                handler(number, None)  # of a caller that has more to do afterwards, and shall not
 
     def check(self) -> None:
         """Raise Stopped if a signal came; called, by all processes, only where stopping loses nothing."""

@@ -193,15 +193,15 @@ class Trainer:
         self.compute = Compute(args.device, args.amp, layout, args.compile, scale, all_gpus=not args.batch_per_gpu)
         if args.sync_bn and self.compute.device.type != 'cuda':
             raise UserError('--sync-bn needs GPUs: torch has it for nothing else; --average-bn works everywhere')
-        if args.sync_bn and is_distributed():
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        self.model = self.compute.place(model)
         self.batch_size = args.batch_size * (args.num_gpus if args.batch_per_gpu else 1)
         devices = self.compute.devices * world_size()
         self.micro_batch, self.accum_steps = micro_batches(
             self.batch_size, args.num_gpus, devices, training=not args.evaluate
         )
         self.reporter = reporter(args.print_freq, self.micro_batch)
+        if args.sync_bn and is_distributed():
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model = self.compute.place(model)
 
     @property
     def on_gpu(self) -> bool:

@@ -149,15 +149,23 @@ def row(
 def turn_of(way: Way, work: Work) -> Step:
     """Rounds of training; or of testing a batch, as our scripts do it or, of other nets, calling them as they are."""
     training_step = training_step_of(way, work)
-    compute = training_step.compute
-    tester = Tester(training_step.model, compute) if way.ours and not way.reference and not work.train else None
-    images = compute.images(torch.randn(work.batch_size, 3, work.image_size, work.image_size))
-    step = training(training_step, images) if work.train else testing(training_step.model, images, compute, tester)
-    if compute.device.type != 'cuda':
+    step, nets = step_of(training_step, way, work)
+    device, optimizer = training_step.compute.device, training_step.optimizer
+    if device.type != 'cuda':
         return lambda: round_of(step)
-    nets = [training_step.model, *([tester.net] if tester else [])]
-    move(nets, training_step.optimizer, 'cpu')
-    return lambda: round_in_turn(step, nets, training_step.optimizer, compute.device)
+    move(nets, optimizer, 'cpu')
+    return lambda: round_in_turn(step, nets, optimizer, device)
+
+
+def step_of(training_step: TrainingStep, way: Way, work: Work) -> tuple[Callable[[], Tensor], list[nn.Module]]:
+    """What a round consists of, and the nets that it needs on its device."""
+    model, compute = training_step.model, training_step.compute
+    images = compute.images(torch.randn(work.batch_size, 3, work.image_size, work.image_size))
+    if work.train:
+        return training(training_step, images), [model]
+    tester = Tester(model, compute) if way.ours and not way.reference else None
+    step = testing(model, images, compute, tester)
+    return step, [model, tester.net] if tester else [model]
 
 
 def training_step_of(way: Way, work: Work) -> TrainingStep:

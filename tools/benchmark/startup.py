@@ -44,7 +44,7 @@ def made_set(classes: int, per_class: int) -> Iterator[tuple[str, dict[str, str]
 
 def launch(folder: str | Path, environment: Mapping[str, str]) -> dict[str, float]:
     """The seconds a new process takes for each stage, by the clock that all processes share, and for all of them."""
-    command = [sys.executable, '-m', 'tools.benchmark.__main__.startup', os.path.abspath(folder)]
+    command = [sys.executable, '-m', 'tools.benchmark.startup', os.path.abspath(folder)]
     start = time.monotonic()
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if ended.returncode:

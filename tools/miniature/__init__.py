@@ -1,0 +1,1 @@
+"""The paper's central comparison at a size that a laptop repeats."""

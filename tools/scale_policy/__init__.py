@@ -1,0 +1,1 @@
+"""Which scale each block of an Elastic net prefers, picture by picture."""
