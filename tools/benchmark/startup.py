@@ -25,7 +25,7 @@ from utils.device import Compute
 from utils.errors import UserError, exit_cleanly
 from utils.loader import DeviceLoader, TrainBatches
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PICTURES = 48  # which share the names of a made set: a file has at most 65,000 on ext4
 MOST_VAL = 50  # images of a class for testing, as ImageNet has
 STAGES = 'imports', 'index', 'first batch'  # whose ends `main` tells
