@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 import models
-from data.image_folder import PictureFolder, central_crop, open_folder, open_train_and_val
-from utils.checkpoint import Identity
+from data.image_folder import ImageFolder, eval_transform, open_folder, open_train_and_val
+from utils.checkpoint import CheckpointMeta
 from utils.cli import (
     Parser,
     add_distributed_arguments,
@@ -31,7 +31,7 @@ from utils.cli import (
 from utils.distributed import job, together
 from utils.errors import exit_cleanly
 from utils.logger import Reporter
-from utils.metrics import TopErrors
+from utils.metrics import TopKError
 from utils.run import Files
 from utils.schedules import step_decay
 from utils.trainer import Trainer
@@ -69,22 +69,22 @@ def main(
             torch.manual_seed(args.seed or 0)
             model = models.build_classifier(args.arch, len(val_set.classes))
             files = Files(last or f'{args.arch}_checkpoint.pth.tar', best='model_best.pth.tar')
-            meta = Identity('imagenet', args.arch, val_set.classes)
+            meta = CheckpointMeta('imagenet', args.arch, val_set.classes)
             trainer = Trainer(args, meta, files, model, cross_entropy, reporter)
         if args.evaluate:
-            return trainer.evaluate(val_set, TopErrors)
+            return trainer.evaluate(val_set, TopKError)
         optimizer = SGD(
             model.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=trainer.on_gpu
         )
         schedule = partial(step_decay, args.lr, every=args.decay_epochs)
-        trainer.fit(optimizer, schedule, train_set, TopErrors, val_set, TopErrors)
+        trainer.fit(optimizer, schedule, train_set, TopKError, val_set, TopKError)
         return None
 
 
-def open_sets(args: Namespace) -> tuple[PictureFolder | None, PictureFolder]:
+def open_sets(args: Namespace) -> tuple[ImageFolder | None, ImageFolder]:
     """DIR/train, augmented, unless only testing, and DIR/val."""
     if args.evaluate:
-        return None, open_folder(args.data / 'val', central_crop(args.image_size))
+        return None, open_folder(args.data / 'val', eval_transform(args.image_size))
     return open_train_and_val(args.data, args.image_size)
 
 

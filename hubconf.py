@@ -25,7 +25,7 @@ _HELP = """{title}
     checkpoint:  path of a file that a script here wrote, or of a released one; default: fresh weights
     num_classes: of a net with fresh weights, default {classes}; a checkpoint has its own number
 
-    The net takes images N x 3 x H x W, normalised by ImageNet's mean and standard deviation, and gives {outputs}.
+    The net takes images N x 3 x H x W, normalized by ImageNet's mean and standard deviation, and gives {outputs}.
     It comes in training mode: call its eval() before predicting.
     """
 

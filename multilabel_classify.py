@@ -20,8 +20,8 @@ from torch.optim import SGD
 
 import models
 from data.coco import MultiLabelImages, open_part, squashed
-from data.image_folder import RandomCrop, check_same_classes
-from utils.checkpoint import Identity
+from data.image_folder import RandomResizedCropFlip, check_same_classes
+from utils.checkpoint import CheckpointMeta
 from utils.cli import (
     Parser,
     add_distributed_arguments,
@@ -72,7 +72,7 @@ def main(args: Namespace, reporter: Callable[[int, int], Reporter] = Reporter) -
             torch.manual_seed(args.seed or 0)
             model = models.build_classifier(args.arch, len(classes))
             files = Files(f'coco_{args.arch}_checkpoint.pth.tar')
-            trainer = Trainer(args, Identity('coco', args.arch, classes), files, model, multilabel_loss, reporter)
+            trainer = Trainer(args, CheckpointMeta('coco', args.arch, classes), files, model, multilabel_loss, reporter)
         val_metrics = partial(MultiLabelScores, classes=classes)
         if args.evaluate:
             return trainer.evaluate(val_set, val_metrics)
@@ -90,7 +90,7 @@ def open_sets(args: Namespace) -> tuple[MultiLabelImages | None, MultiLabelImage
     val_set = open_part(args.data, 'val', args.year, squashed(args.image_size))
     if args.evaluate:
         return None, val_set
-    train_set = open_part(args.data, 'train', args.year, RandomCrop(args.image_size))
+    train_set = open_part(args.data, 'train', args.year, RandomResizedCropFlip(args.image_size))
     check_same_classes(args.data, train_set.table.classes, val_set.table.classes)
     return train_set, val_set
 

@@ -21,12 +21,12 @@ from torch import nn
 from torch.optim import SGD
 
 import models
-from data.voc import CLASSES, groups_of_one_size, open_scenes, size_of
+from data.voc import CLASSES, groups_of_one_size, open_voc, size_of
 from data.voc_predictions import Predictions
-from data.voc_transforms import CentredScene, RandomScene
+from data.voc_transforms import PadToSize, RandomScaleCrop
 from models.deeplab import DeepLab
-from models.norm import freeze_norms
-from utils.checkpoint import Identity
+from models.norm import freeze_bn_layers
+from utils.checkpoint import CheckpointMeta
 from utils.cli import (
     Parser,
     add_distributed_arguments,
@@ -102,13 +102,13 @@ def main(args: Namespace, reporter: Callable[[int, int], Reporter] = Segmentatio
 def train(args: Namespace, reporter: Callable[[int, int], Reporter]) -> None:
     """Train a segmenter in --output."""
     with together():
-        train_set = open_scenes(args.data / 'VOC2012', 'train_aug.txt', RandomScene(args.crop_size))
+        train_set = open_voc(args.data / 'VOC2012', 'train_aug.txt', RandomScaleCrop(args.crop_size))
         torch.manual_seed(args.seed or 0)
         recompute = not args.no_checkpoint_activations
         model = models.build_segmenter(args.arch, len(CLASSES), checkpoint_activations=recompute)
         if args.freeze_bn:
-            freeze_norms(model)
-        meta = Identity('voc', args.arch, CLASSES)
+            freeze_bn_layers(model)
+        meta = CheckpointMeta('voc', args.arch, CLASSES)
         trainer = Trainer(args, meta, checkpoint_files(args), model, shared_segmentation_loss, reporter)
     optimizer = SGD(parameter_groups(model, args.last_mult), args.base_lr, 0.9, fused=trainer.on_gpu)
     schedule = partial(poly, args.base_lr, epochs=args.epochs)
@@ -118,14 +118,14 @@ def train(args: Namespace, reporter: Callable[[int, int], Reporter]) -> None:
 def evaluate(args: Namespace, reporter: Callable[[int, int], Reporter]) -> dict[str, Any]:
     """Evaluate a segmenter and write its predictions to --output: its results."""
     with together():
-        scenes = open_scenes(args.data / 'VOC2012', 'val.txt', CentredScene(args.crop_size))
+        scenes = open_voc(args.data / 'VOC2012', 'val.txt', PadToSize(args.crop_size))
         sizes = [size_of(path) for path in scenes.images]
         files = checkpoint_files(args)
         resumed = args.resume or args.output / files.numbered(args.epochs)
         device = args.device if args.gpu is None else f'cuda:{args.gpu}'
         args = Namespace(**{**vars(args), 'resume': resumed, 'device': device})
         model = models.build_segmenter(args.arch, len(CLASSES))
-        trainer = Trainer(args, Identity('voc', args.arch, CLASSES), files, model, segmentation_loss, reporter)
+        trainer = Trainer(args, CheckpointMeta('voc', args.arch, CLASSES), files, model, segmentation_loss, reporter)
     with Predictions(args.output, scenes, sizes, args.overlay) as predictions:
         groups = groups_of_one_size([scenes.transform.padded_size(size) for size in sizes])
         metrics = partial(SegmentationScores, classes=CLASSES, images=len(scenes), keep=predictions.keep)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from data.image_folder import open_image
+from data.image_folder import pil_loader
 from utils.errors import UserError, named, reading
 from utils.form import NAME, Kind, fault
 from utils.multilabel import SIZES
@@ -43,7 +43,7 @@ class MultiLabelImages(Dataset):
         return len(self.table.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, np.ndarray]:
-        image = open_image(str(self.folder / str(self.table.files[index])))
+        image = pil_loader(str(self.folder / str(self.table.files[index])))
         return self.transform(image), self.table.present[index]
 
 

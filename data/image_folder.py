@@ -22,7 +22,7 @@ PRINTED_ABOUT = 'JPEG', 'MPO', 'TIFF'  # whose libraries print, past Python, wha
 AREA, ASPECT = [0.08, 1.0], [3 / 4, 4 / 3]  # of the reference's random crops
 
 
-class PictureFolder(Dataset):
+class ImageFolder(Dataset):
     """Pairs of a transformed picture and its label, the number of its class."""
 
     def __init__(self, index: FolderIndex, transform: Callable[[Any], Tensor], load: Callable[[str], Any]):
@@ -37,7 +37,7 @@ class PictureFolder(Dataset):
         return self.transform(self.load(path)), label
 
 
-class RandomCrop:
+class RandomResizedCropFlip:
     """A random crop of 8 to 100 % of the area resized to size x size, flipped half the time; uint8 3 x size x size.
 
     Crops, flips and the random numbers drawn for them are torchvision's. So is the way of resizing, bilinear and
@@ -56,7 +56,7 @@ class RandomCrop:
         return resized.flip(2) if torch.rand(1) < 0.5 else resized
 
 
-def central_crop(size: int) -> transforms.Compose:
+def eval_transform(size: int) -> transforms.Compose:
     """The shorter side to 256/224 of `size`, then the central size x size; uint8 3 x size x size."""
     return transforms.Compose(
         [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size), transforms.PILToTensor()]
@@ -64,7 +64,7 @@ def central_crop(size: int) -> transforms.Compose:
 
 
 def scaled_crop(size: int, factor: float) -> transforms.Compose:
-    """central_crop with everything in the picture `factor` times as large; uint8 4 x size x size.
+    """eval_transform with everything in the picture `factor` times as large; uint8 4 x size x size.
 
     Where the picture no longer fills the crop the fourth channel is 0, else 1: there it will have the mean color.
     """
@@ -81,17 +81,17 @@ def with_inside(pixels: Tensor) -> Tensor:
 
 def open_folder(
     folder: Path, transform: Callable[[Any], Tensor], load: Callable[[str], Any] | None = None
-) -> PictureFolder:
+) -> ImageFolder:
     """Open the pictures of `folder`, a folder per class; UserError if it or a class of it is empty or missing."""
     if not folder.is_dir():
         raise UserError(f'no folder {folder}')
-    return PictureFolder(open_index(folder), transform, load or open_image)
+    return ImageFolder(open_index(folder), transform, load or pil_loader)
 
 
-def open_train_and_val(folder: Path, size: int) -> tuple[PictureFolder, PictureFolder]:
+def open_train_and_val(folder: Path, size: int) -> tuple[ImageFolder, ImageFolder]:
     """Open FOLDER/train, augmented, and FOLDER/val; UserError unless both have the same classes."""
-    train = open_folder(folder / 'train', RandomCrop(size), open_pixels)
-    val = open_folder(folder / 'val', central_crop(size))
+    train = open_folder(folder / 'train', RandomResizedCropFlip(size), decode_image)
+    val = open_folder(folder / 'val', eval_transform(size))
     check_same_classes(folder, train.classes, val.classes)
     return train, val
 
@@ -100,12 +100,12 @@ def check_same_classes(folder: Path, train: list[str], val: list[str]) -> None:
     """Raises UserError unless both parts of the set in `folder` have the same classes, in the same order."""
     if train != val:
         differing = sorted(set(train) ^ set(val))
-        told = f'only one has {named(differing)}' if differing else 'their order differs'
-        raise UserError(f'{folder}: train and val must have the same classes; {told}')
+        message = f'only one has {named(differing)}' if differing else 'their order differs'
+        raise UserError(f'{folder}: train and val must have the same classes; {message}')
 
 
-def open_pixels(path: str) -> Tensor:
-    """Read a picture as uint8 3 x H x W, of open_image's values; UserError if it cannot be decoded to its end.
+def decode_image(path: str) -> Tensor:
+    """Read a picture as uint8 3 x H x W, of pil_loader's values; UserError if it cannot be decoded to its end.
 
     torchvision decodes JPEGs with the library that Pillow uses, but without its copies. From 0.29 on it says that it
     will lose its decoder: without it Pillow decodes everything, to the same values.
@@ -113,14 +113,14 @@ def open_pixels(path: str) -> Tensor:
     decode = getattr(io, 'decode_jpeg', None)
     with opened(path) as image:
         if decode and (image.format, image.mode) == ('JPEG', 'RGB'):
-            image.fp.seek(0)
+            image.fp.set_epoch(0)
             content = torch.from_numpy(np.fromfile(image.fp, np.uint8))
             with suppress(RuntimeError, AttributeError):  # damaged, or torchvision is built without it: let Pillow tell
                 return decode(content)
-    return pil_to_tensor(open_image(path))
+    return pil_to_tensor(pil_loader(path))
 
 
-def open_image(path: str) -> Image.Image:
+def pil_loader(path: str) -> Image.Image:
     """Read a picture as RGB; UserError that names it if it cannot be decoded to its end."""
     with opened(path) as image:
         if image.mode != 'RGB':

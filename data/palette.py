@@ -12,7 +12,7 @@ MAT_FILE = Path(__file__).resolve().parent / 'pascal_seg_colormap.mat'
 
 
 def voc_palette() -> np.ndarray:
-    """The colours of labels 0..255 as 256 x 3 uint8 (red, green, blue).
+    """The colors of labels 0..255 as 256 x 3 uint8 (red, green, blue).
 
     Bits 0, 3, 6 of a label, lowest first, are bits 7, 6, 5 ... of red; bits 1, 4, 7 those of green; 2, 5 those of blue.
     """
@@ -32,7 +32,7 @@ def mask_image(labels: np.ndarray) -> Image.Image:
 
 def write_mat(path: Path) -> None:
     """The palette as `colormap`, 256 x 3 doubles in 0..1, in the format of the reference's file."""
-    from scipy.io import savemat  # here, because what only needs the colours shall start without SciPy
+    from scipy.io import savemat  # here, because what only needs the colors shall start without SciPy
 
     savemat(path, {'colormap': voc_palette() / 255})
 

@@ -50,8 +50,8 @@ def main(args: Namespace) -> None:
             lines = [f'/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png\n' for name in names]
             (folder / f'{part}.txt').write_text(''.join(lines))
     for part, names in lists.items():
-        told = '' if len(names) == COMPLETE[part] else f', where the full sets have {COMPLETE[part]:,}'
-        print(f'{args.voc}/list/{part}.txt: {len(names):,} images{told}')
+        message = '' if len(names) == COMPLETE[part] else f', where the full sets have {COMPLETE[part]:,}'
+        print(f'{args.voc}/list/{part}.txt: {len(names):,} images{message}')
 
 
 def make_lists(voc: Path, sbd: Path) -> dict[str, list[str]]:

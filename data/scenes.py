@@ -124,8 +124,8 @@ def _place(rng: np.random.Generator, outline: np.ndarray, cell: Box) -> tuple[np
 def _frame(rng: np.random.Generator, polygon: np.ndarray, cell: Box) -> Box:
     """A square inside the cell around the object, which takes 1/3 to 9/10 of its side."""
     lowest, highest = polygon.min(axis=0), polygon.max(axis=0)
-    wanted = (highest - lowest).max() * np.exp(rng.uniform(np.log(1.1), np.log(3.0)))
-    side = int(np.clip(wanted, SMALLEST_FRAME, cell[2] - cell[0]))
+    expected = (highest - lowest).max() * np.exp(rng.uniform(np.log(1.1), np.log(3.0)))
+    side = int(np.clip(expected, SMALLEST_FRAME, cell[2] - cell[0]))
     first = np.maximum(cell[:2], np.ceil(highest) - side)
     last = np.minimum(np.array(cell[2:]) - side, np.floor(lowest))
     left, top = rng.integers(first.astype(int), last.astype(int), endpoint=True).tolist()
@@ -135,7 +135,7 @@ def _frame(rng: np.random.Generator, polygon: np.ndarray, cell: Box) -> Box:
 def _coverage(polygon: np.ndarray, width: int, height: int) -> np.ndarray:
     """The part of every pixel that the polygon covers: height x width float32 in 0..1."""
     image = Image.new('L', (width * SUPERSAMPLING, height * SUPERSAMPLING))
-    corners = polygon * SUPERSAMPLING - 0.5  # Pillow's coordinates are those of pixel centres
+    corners = polygon * SUPERSAMPLING - 0.5  # Pillow's coordinates are those of pixel centers
     ImageDraw.Draw(image).polygon([tuple(corner) for corner in corners.tolist()], fill=255)
     return np.asarray(image.reduce(SUPERSAMPLING), dtype=np.float32) / 255
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.image_folder import open_image, opened
+from data.image_folder import opened, pil_loader
 from utils.errors import UserError, named, reading
 from utils.segmentation import IGNORED, Target
 
@@ -20,7 +20,7 @@ CLASSES = [
 Transform = Callable[[Image.Image, Image.Image], tuple[Tensor, Tensor]]
 
 
-class Scenes(Dataset):
+class VOCSegmentation(Dataset):
     """Pairs of a transformed image, uint8 4 x H x W, and its Target."""
 
     def __init__(self, images: list[Path], masks: list[Path], transform: Transform):
@@ -34,7 +34,7 @@ class Scenes(Dataset):
         return image, Target(labels, index)
 
 
-def open_scenes(root: Path, name: str, transform: Transform) -> Scenes:
+def open_voc(root: Path, name: str, transform: Transform) -> VOCSegmentation:
     """Open the images and masks that ROOT/list/NAME names; UserError if there are none, or a file is not there."""
     path = root / 'list' / name
     if not path.is_file():
@@ -50,12 +50,12 @@ def open_scenes(root: Path, name: str, transform: Transform) -> Scenes:
     missing = [file for file in (*images, *masks) if not file.is_file()]
     if missing:
         raise UserError(f'{path} names {len(missing)} files that are not there: {named(missing)}')
-    return Scenes(images, masks, transform)
+    return VOCSegmentation(images, masks, transform)
 
 
 def open_scene(image_path: Path, mask_path: Path) -> tuple[Image.Image, Image.Image]:
     """Read a picture as RGB, and its mask of labels below 21, or 255; UserError that says what is wrong with them."""
-    image, mask = open_image(str(image_path)), open_mask(mask_path)
+    image, mask = pil_loader(str(image_path)), open_mask(mask_path)
     if image.size != mask.size:
         sizes = ('{} x {}'.format(*picture.size) for picture in (mask, image))
         raise UserError(f'{mask_path} is {" pixels, its image ".join(sizes)}')

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.palette import mask_image, voc_palette
-from data.voc import Scenes, open_scene
+from data.voc import VOCSegmentation, open_scene
 from utils.files import check_writable, writing, written_whole
 
 
@@ -17,7 +17,7 @@ class Predictions:
     With `overlay` also image | truth | prediction as FOLDER/overlays/NAME.jpg. NAME is the true mask's.
     """
 
-    def __init__(self, folder: Path, scenes: Scenes, sizes: list[tuple[int, int]], overlay: bool):
+    def __init__(self, folder: Path, scenes: VOCSegmentation, sizes: list[tuple[int, int]], overlay: bool):
         self.scenes, self.sizes, self.overlay = scenes, sizes, overlay
         self.masks = [folder / 'val' / f'{mask.stem}.png' for mask in scenes.masks]
         self.overlays = [folder / 'overlays' / f'{mask.stem}.jpg' for mask in scenes.masks if overlay]
@@ -41,7 +41,7 @@ class Predictions:
             self._save(mask_image(labels), self.masks[index], 'PNG')
             if self.overlay:
                 image, truth = map(np.asarray, open_scene(self.scenes.images[index], self.scenes.masks[index]))
-                beside = np.concatenate([image, coloured(image, truth), coloured(image, labels)], 1)
+                beside = np.concatenate([image, colored(image, truth), colored(image, labels)], 1)
                 self._save(Image.fromarray(beside), self.overlays[index], 'JPEG')
 
     def _save(self, picture: Image.Image, path: Path, form: str) -> None:
@@ -49,7 +49,7 @@ class Predictions:
             picture.save(self.files[path], format=form)
 
 
-def coloured(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def colored(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """uint8 H x W x 3, H x W -> the image with its objects in their labels' colors, the background as it is."""
     blend = (0.4 * image + 0.6 * voc_palette()[labels]).round().astype(np.uint8)
     return np.where(labels[..., None] > 0, blend, image)

@@ -1,6 +1,6 @@
 """Transforms of an image and its mask together, to uint8 4 x H x W and uint8 H x W.
 
-The fourth channel is 1 in the image and 0 in what was added around it: there the image will be 0 once it is normalised
+The fourth channel is 1 in the image and 0 in what was added around it: there the image will be 0 once it is normalized
 (the reference padded afterwards), and the label is 255.
 """
 
@@ -16,7 +16,7 @@ from utils.segmentation import IGNORED
 
 
 @dataclass(frozen=True)
-class RandomScene:
+class RandomScaleCrop:
     """Flipped half the time, scaled by 0.5 to 2 (log-uniform), padded all around, cropped at random.
 
     Of what a side lacks each of its ends gets half, rounded up: the crop may leave out the odd row or column.
@@ -43,7 +43,7 @@ class RandomScene:
 
 
 @dataclass(frozen=True)
-class CentredScene:
+class PadToSize:
     """Padded all around: to `size`, or where the image is larger to the next 16n + 1, which suits output stride 16."""
 
     size: int

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.elastic import Split
+from models.elastic import TwoBranch
 from models.initial import fan_out_normal
 from models.recompute import RecomputedSequential
 
 GROWTH = 32  # k of Huang et al.: a layer adds k channels, the stem has 2k, a bottleneck 4k
 
 
-class DenseLayer(Split):
+class DenseLayer(TwoBranch):
     """concat(x, merged(entry(x))), entry = relu(norm1(x)), branches conv 1x1, BN, ReLU, conv 3x3.
 
     The attribute names, and that the low half (_d) is registered first, are those of the released weights.
@@ -48,7 +48,7 @@ class DenseLayer(Split):
 
     def forward(self, x: Tensor) -> Tensor:
         """N x in_planes x H x W -> N x (in_planes + 32) x H x W."""
-        return torch.cat([x, self.merged(self.entry(x))], 1)
+        return torch.cat([x, self.branch_sum(self.entry(x))], 1)
 
 
 def _stem() -> list[tuple[str, nn.Module]]:

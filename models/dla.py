@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.elastic import SplitBottleneck
+from models.elastic import TwoBranchBottleneck
 from models.initial import fan_out_normal
 
 CHANNELS = (16, 32, 128, 256, 512, 1024)  # of levels 0-5; Yu et al., table 1, DLA-X
 
 
-class Bottleneck(SplitBottleneck):
+class Bottleneck(TwoBranchBottleneck):
     """relu(bn3(merged(x)) + residual), of width planes * cardinality / 32 throughout.
 
     With `elastic` it is split, and at two scales where the paper has them: at stride 1 and not in the last level.
@@ -34,7 +34,7 @@ class Bottleneck(SplitBottleneck):
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """N x in_planes x H x W and N x planes x H/stride x W/stride -> N x planes x H/stride x W/stride."""
-        out = self.bn3(self.merged(x))
+        out = self.bn3(self.branch_sum(x))
         out += residual
         return F.relu(out, inplace=True)
 

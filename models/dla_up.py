@@ -16,8 +16,8 @@ from models.recompute import recompute
 def bilinear_up(planes: int, factor: int) -> nn.ConvTranspose2d:
     """A transposed conv per channel that starts as bilinear upsampling: N x planes x h x w -> N x planes x fh x fw."""
     up = nn.ConvTranspose2d(planes, planes, 2 * factor, factor, factor // 2, groups=planes, bias=False)
-    centre = (2 * factor - 1 - factor % 2) / (2 * factor)
-    ramp = 1 - (torch.arange(2 * factor) / factor - centre).abs()
+    center = (2 * factor - 1 - factor % 2) / (2 * factor)
+    ramp = 1 - (torch.arange(2 * factor) / factor - center).abs()
     with torch.no_grad():
         up.weight.copy_(ramp[:, None] * ramp)
     return up

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import deeplab, densenet, dla, resnext
-from models.elastic import Split, SplitBottleneck, down, up
+from models.elastic import TwoBranch, TwoBranchBottleneck, down, up
 
 Norm = nn.BatchNorm2d | nn.SyncBatchNorm
 
@@ -72,7 +72,7 @@ def summed(first: Conv, second: Conv) -> Conv:
 class Branches(nn.Module):
     """merged(x) + other of a split block, each branch as convs one after the other; relu where the last conv has it."""
 
-    def __init__(self, block: Split, high: list[Conv], low: list[Conv] | None):
+    def __init__(self, block: TwoBranch, high: list[Conv], low: list[Conv] | None):
         super().__init__()
         if low and not block.elastic:
             halves = list(zip(high, low, strict=True))
@@ -91,7 +91,7 @@ class Branches(nn.Module):
         return last(x, other)
 
 
-def bottleneck_branches(block: SplitBottleneck, relu: bool) -> Branches:
+def bottleneck_branches(block: TwoBranchBottleneck, relu: bool) -> Branches:
     """A bottleneck's branches, bn3 taken in, which follows their sum."""
 
     def branch(suffix: str) -> list[Conv]:

@@ -22,7 +22,7 @@ def twice(momentum: float) -> float:
     return 1 - (1 - momentum) ** 2
 
 
-def statistics(net: nn.Module) -> dict[str, Tensor]:
+def bn_buffers(net: nn.Module) -> dict[str, Tensor]:
     """The running statistics of all batch norms, as the net's state dict names and holds them."""
     return {
         f'{name}.{key}': value
@@ -32,15 +32,15 @@ def statistics(net: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def freeze_norms(net: nn.Module) -> nn.Module:
+def freeze_bn_layers(net: nn.Module) -> nn.Module:
     """Leave weights, biases and, in `train_but_frozen_norms`, statistics of all batch norms as they are."""
     for norm in batch_norms(net):
         norm.requires_grad_(False)
     return net
 
 
-def train_but_frozen_norms(net: nn.Module) -> None:
-    """Training mode, in which batch norms that do not learn normalise by their running statistics and keep them."""
+def train_with_frozen_bn(net: nn.Module) -> None:
+    """Training mode, in which batch norms that do not learn normalize by their running statistics and keep them."""
     net.train()
     for norm in batch_norms(net):
         norm.train(norm.weight.requires_grad)

@@ -12,7 +12,7 @@ from models.norm import batch_norms
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorms in training mode normalise as ever, but leave their running statistics alone.
+    """Inside, BatchNorms in training mode normalize as ever, but leave their running statistics alone.
 
     Not by track_running_stats = False: autograd would then save other tensors than in the first pass.
     """

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.elastic import SplitBottleneck
+from models.elastic import TwoBranchBottleneck
 
 STAGE_PLANES = (64, 128, 256, 512)
 EXPANSION = 4
@@ -26,7 +26,7 @@ class SELayer(nn.Module):
         return x * self.conv2(scale).sigmoid()
 
 
-class Bottleneck(SplitBottleneck):
+class Bottleneck(TwoBranchBottleneck):
     """relu(se(bn3(merged(x))) + shortcut(x)), shortcut = BN(conv 1x1) where the shape changes, else x.
 
     Width = planes * cardinality * base_width / 64 (Xie et al., table 1). `elastic` asks for two scales, and gets them
@@ -66,7 +66,7 @@ class Bottleneck(SplitBottleneck):
     def forward(self, x: Tensor) -> Tensor:
         """N x in_planes x H x W -> N x 4*planes x H/stride x W/stride."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = self.bn3(self.merged(x))
+        out = self.bn3(self.branch_sum(x))
         if self.selayer is not None:
             out = self.selayer(out)
         out += shortcut

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import models
 from data import coco, image_folder, voc
-from models.elastic import SplitBottleneck
+from models.elastic import TwoBranchBottleneck
 from models.resnext import ResNeXt
 from tests.pictures import write_coco, write_voc
 from utils.errors import exit_cleanly
@@ -33,13 +33,13 @@ class TinyNet(nn.Module):
     def __init__(self, num_classes: int = 1000):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 8, 3, 4, 1, bias=False)
-        self.block = SplitBottleneck(8, 8, 16, 4, elastic=True)
+        self.block = TwoBranchBottleneck(8, 8, 16, 4, elastic=True)
         self.bn3 = nn.BatchNorm2d(16)
         self.fc = nn.Linear(16, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """N x 3 x H x W -> N x num_classes."""
-        return self.fc(F.relu(self.bn3(self.block.merged(self.conv1(x)))).mean((2, 3)))
+        return self.fc(F.relu(self.bn3(self.block.branch_sum(self.conv1(x)))).mean((2, 3)))
 
 
 class TinySegmenter(nn.Module):
@@ -59,7 +59,7 @@ class TinySegmenter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """N x 3 x H x W -> N x num_classes x H x W."""
-        features = F.relu(self.base.bn3(self.base.block.merged(self.base.conv1(x))))
+        features = F.relu(self.base.bn3(self.base.block.branch_sum(self.base.conv1(x))))
         return F.interpolate(self.score(features), x.shape[-2:], mode='bilinear')
 
 
@@ -210,7 +210,7 @@ def stop_at(monkeypatch, call, number=signal.SIGTERM, end=None):
 
     With `end`, that is called by the process that loads the picture instead.
     """
-    trainer, calls, load = os.getpid(), multiprocessing.Value('i'), image_folder.open_image
+    trainer, calls, load = os.getpid(), multiprocessing.Value('i'), image_folder.pil_loader
 
     def counting(path):
         worker = torch.utils.data.get_worker_info()
@@ -221,4 +221,4 @@ def stop_at(monkeypatch, call, number=signal.SIGTERM, end=None):
         return load(path)
 
     for module in image_folder, coco, voc:
-        monkeypatch.setattr(module, 'open_image', counting)
+        monkeypatch.setattr(module, 'pil_loader', counting)

@@ -22,14 +22,14 @@ import multilabel_classify
 import segment
 from tests.conftest import TinyNet, TinySegmenter
 from utils.device import Compute
-from utils.distributed import average_over_processes, job, rank, world_size
+from utils.distributed import all_reduce_mean, job, rank, world_size
 from utils.errors import exit_cleanly
-from utils.loader import DeviceLoader, EvalBatches
+from utils.loader import DeviceLoader, EvalBatchSampler
 from utils.logger import Reporter
-from utils.metrics import TopErrors
+from utils.metrics import TopKError
 from utils.multilabel import MultiLabelScores, multilabel_loss
 from utils.segmentation import SegmentationScores, Target, segmentation_loss
-from utils.signals import StopRequest
+from utils.signals import SignalHandler
 from utils.trainer import Tester, TrainingStep, evaluate
 
 CPU = Compute('cpu')
@@ -46,19 +46,19 @@ def measures(share: bool) -> dict:
         labels = torch.randint(0, 7, (samples, 16, 16), dtype=torch.uint8)
         masks = SegmentationScores(CPU.device, classes, samples, lambda *_: None)
         tasks = {
-            'imagenet': (net, cross_entropy, TopErrors(CPU.device), labels[:, 0, 0].tolist()),
+            'imagenet': (net, cross_entropy, TopKError(CPU.device), labels[:, 0, 0].tolist()),
             'coco': (net, multilabel_loss, MultiLabelScores(CPU.device, classes), labels[:, :3, :7] > 3),
             'voc': (segmenter, segmentation_loss, masks, list(map(Target, labels, range(samples)))),
         }
         groups = [range(samples // 2), range(samples // 2, samples)]  # as if of two sizes
         for task, (model, loss, metrics, targets) in tasks.items():
-            loader = DeviceLoader(list(zip(images, targets, strict=True)), EvalBatches(groups, 4, *part), CPU, 0)
-            with StopRequest() as stop:
+            loader = DeviceLoader(list(zip(images, targets, strict=True)), EvalBatchSampler(groups, 4, *part), CPU, 0)
+            with SignalHandler() as stop:
                 found[task, samples] = evaluate(Tester(model, CPU), loss, loader, metrics, Reporter(1000), stop)
     return found
 
 
-def normalised(number: int) -> torch.Tensor:
+def normalized(number: int) -> torch.Tensor:
     """Running means after passes of images of the process of this number."""
     torch.manual_seed(0)
     net = TinyNet(7)
@@ -72,8 +72,8 @@ def normalised(number: int) -> torch.Tensor:
 def checks(folder: Path) -> None:
     """Write what this process measures with the others, its running means, and averages of a mean and a count."""
     values = [torch.tensor([float(rank())]), torch.tensor(rank())]
-    average_over_processes(values)
-    found = {'averages': [value.item() for value in values], 'means': normalised(rank())}
+    all_reduce_mean(values)
+    found = {'averages': [value.item() for value in values], 'means': normalized(rank())}
     torch.save(found | {'measures': measures(share=True)}, folder / f'{rank()}.pt')
 
 

@@ -93,8 +93,8 @@ def test_number_out_of_bounds_is_told_in_a_line(name, capsys):
 
 def test_largest_numbers_are_taken(undisturbed, classify, undrawn, tmp_path, capsys, monkeypatch):
     """Another seed is another run: other weights, another order."""
-    largest, batches = 2**31 - 1, Mock(wraps=trainer.TrainBatches)
-    monkeypatch.setattr(trainer, 'TrainBatches', batches)
+    largest, batches = 2**31 - 1, Mock(wraps=trainer.TrainBatchSampler)
+    monkeypatch.setattr(trainer, 'TrainBatchSampler', batches)
     classify('--epochs', 1, '--seed', 2**63 - 1, '--dist-timeout', largest, '--output', tmp_path)
     classify('--epochs', 2, '--auto-resume', '--output', tmp_path)
     assert batches.call_args.args[2] == 2**63 - 1

@@ -17,7 +17,7 @@ from tests.checkpoints import Hostile, killed_at, released, trained
 from tests.conftest import TinyNet, TinySegmenter
 from tests.runs import assert_same
 from utils import checkpoint
-from utils.checkpoint import Checkpoint, Identity, head_difference, load_optimizer, resume, transfer
+from utils.checkpoint import Checkpoint, CheckpointMeta, head_mismatch, load_optimizer, resume, transfer
 from utils.errors import UserError
 
 ROUND = []
@@ -149,8 +149,8 @@ def test_full_disk_is_one_error_and_leaves_the_old_file(tmp_path):
 
 # From a file into a net
 
-NET = Identity('imagenet', 'tiny', list('01234'))
-SEGMENTER = Identity('voc', 'tiny', CLASSES)
+NET = CheckpointMeta('imagenet', 'tiny', list('01234'))
+SEGMENTER = CheckpointMeta('voc', 'tiny', CLASSES)
 FIVE = TinyNet(5).state_dict()
 DLA = models.segmenters['dla60x']
 
@@ -188,7 +188,7 @@ def test_all_that_does_not_fit_is_listed(load):
 def test_head_difference(state, said, wanted, told):
     """Files of the reference name neither task nor classes, and for VOC not the net either."""
     model = TinyNet(5) if wanted is NET else TinySegmenter()
-    assert head_difference(file_of(state, **said), model, wanted) == told
+    assert head_mismatch(file_of(state, **said), model, wanted) == told
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,11 @@ from data import fashion_mnist, prepare_voc, sample
 from data.layouts import make_folders, polygon_area, write_scene
 from data.palette import MAT_FILE, voc_palette, write_mat
 from data.scenes import CLASS_NAMES, IGNORED, SCENE, render_scene
-from data.voc import open_scenes
-from data.voc_transforms import CentredScene
+from data.voc import open_voc
+from data.voc_transforms import PadToSize
 from tests.conftest import Script
 from tests.pictures import write_fashion
-from utils.signals import StopRequest
+from utils.signals import SignalHandler
 
 SCENES = {'train': 12, 'val': 6}
 OBEY_PARENT = sample._obey_parent
@@ -69,10 +69,10 @@ def late():
 
 def test_workers_end_when_told_though_their_parent_only_notes_signals(monkeypatch):
     """A pool ends its workers by SIGTERM, even those that have just begun, and waits for them."""
-    with StopRequest(), sample.pool_map(2) as map_:
+    with SignalHandler(), sample.pool_map(2) as map_:
         assert list(map_(signal.getsignal, [signal.SIGTERM])) == [signal.SIG_DFL]
     monkeypatch.setattr(sample, '_obey_parent', late)
-    with StopRequest(), sample.pool_map(2):
+    with SignalHandler(), sample.pool_map(2):
         pass
 
 
@@ -213,7 +213,7 @@ def test_lists_and_masks_are_written_and_segment_reads_them(folders, capsys):
     Script(prepare_voc, folders[0], str(folders[1]))()
     assert 'train_aug.txt: 4 images, where the full sets have 10,582' in capsys.readouterr().out
     for part, fills in {'train_aug': {'a': 255, 'b': 255, 's': 4, 't': 3}, 'val': {'v': 255, 'w': 255}}.items():
-        voc, scenes = folders[0], open_scenes(folders[0], f'{part}.txt', CentredScene(17))
+        voc, scenes = folders[0], open_voc(folders[0], f'{part}.txt', PadToSize(17))
         for (_, target), *paths, (name, fill) in zip(scenes, scenes.images, scenes.masks, fills.items(), strict=True):
             assert paths == [voc / 'JPEGImages' / f'{name}.jpg', voc / 'SegmentationClassAug' / f'{name}.png']
             assert target.labels[5:11, 4:12].tolist() == mask(fill).tolist()

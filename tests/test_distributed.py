@@ -16,7 +16,7 @@ from tests.conftest import Script, write_folder
 from tests.launch import SMALL, launch, run
 from tests.runs import LAST, LAST_OF_COCO, LAST_OF_VOC, assert_same, content, epochs
 from utils import checkpoint, trainer
-from utils.loader import TrainBatches
+from utils.loader import TrainBatchSampler
 
 
 @pytest.mark.parametrize('world', [2, 3])
@@ -25,7 +25,7 @@ def test_shared_evaluation_and_averages_are_those_of_one_process(world, tmp_path
     run(world, 'checks', tmp_path)
     found = [torch.load(tmp_path / f'{number}.pt') for number in range(world)]
     assert [process['averages'] for process in found] == [[(world - 1) / 2, number] for number in range(world)]
-    assert all(torch.equal(process['means'], job.normalised(number)) for number, process in enumerate(found))
+    assert all(torch.equal(process['means'], job.normalized(number)) for number, process in enumerate(found))
     for key, expected in job.measures(share=False).items():
         loss = pytest.approx(expected.pop('loss'), rel=1e-6)
         expected = json.loads(json.dumps(expected), parse_float=lambda number: pytest.approx(float(number), rel=1e-12))
@@ -57,7 +57,7 @@ def told(monkeypatch):
 
 
 def test_training_equals_one_process_with_as_many_micro_batches(trained, alone, tmp_path):
-    """Each process normalises what a micro-batch of the single process holds, so weights agree; statistics do not."""
+    """Each process normalizes what a micro-batch of the single process holds, so weights agree; statistics do not."""
     alone('--output', tmp_path)
     job, one = content(trained.run), content(tmp_path)
     statistics = [process['statistics'] for process in trained.saved.processes]
@@ -140,7 +140,7 @@ def test_voc_as_a_job(segment, tmp_path, capsys):
 
 
 def test_an_epochs_last_batch_is_left_out_where_a_process_would_get_too_few():
-    assert [len(TrainBatches(13, 4, 0, smallest=1, world=world)) for world in (1, 2)] == [4, 3]
+    assert [len(TrainBatchSampler(13, 4, 0, smallest=1, world=world)) for world in (1, 2)] == [4, 3]
 
 
 def test_docker_classifys_lines_are_averages_over_the_processes(classify, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.elastic import SplitBottleneck, down, up
+from models.elastic import TwoBranchBottleneck, down, up
 from tests.nets import CLASSIFIERS, filled, noise
 from tests.reference import load_weights
 from tools.branches import halved, joined
@@ -34,11 +34,11 @@ def test_down_averages_pixels_after_replicating_odd_borders_and_up_interpolates_
 @pytest.mark.parametrize(('stride', 'dilation'), [(1, 1), (2, 1), (1, 2), (1, 4)])
 @pytest.mark.parametrize('training', [False, True])
 def test_two_halves_at_one_resolution_are_one_block(training, stride, dilation):
-    build = partial(SplitBottleneck, 6, 16, 10, 4, stride, dilation=dilation)
+    build = partial(TwoBranchBottleneck, 6, 16, 10, 4, stride, dilation=dilation)
     halves, whole = load_weights(nn.Sequential(build())).double(), nn.Sequential(build(split=False)).double()
     whole.load_state_dict(joined(halves))
     x = normal(2, 6, 9, 8)
-    torch.testing.assert_close(halves.train(training)[0].merged(x), whole.train(training)[0].merged(x))
+    torch.testing.assert_close(halves.train(training)[0].branch_sum(x), whole.train(training)[0].branch_sum(x))
     torch.testing.assert_close(joined(halves), dict(whole.state_dict()))
 
 
@@ -51,13 +51,13 @@ def test_halves_joined_and_cut_again_are_the_same(name):
 
 
 def test_a_kept_branch_output_stays_as_it_was():
-    kept, block = [], SplitBottleneck(6, 16, 10, 4, elastic=True)
+    kept, block = [], TwoBranchBottleneck(6, 16, 10, 4, elastic=True)
     for conv in (block.conv3_d, block.conv3):
         conv.register_forward_hook(lambda _, __, output: kept.append((output, output.clone())))
-    block.merged(noise(2, 6, 8, 8))
+    block.branch_sum(noise(2, 6, 8, 8))
     assert [torch.equal(output, copy) for output, copy in kept] == [True, True]
 
 
 def test_elastic_needs_two_halves():
     with pytest.raises(ValueError, match='two halves'):
-        SplitBottleneck(6, 16, 10, 4, split=False, elastic=True)
+        TwoBranchBottleneck(6, 16, 10, 4, split=False, elastic=True)

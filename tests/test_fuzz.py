@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 from data.coco import read_table
-from data.image_folder import open_image, open_pixels
+from data.image_folder import decode_image, pil_loader
 from data.voc import open_mask, size_of
-from models.norm import statistics
+from models.norm import bn_buffers
 from tests.checkpoints import Hostile, released, trained
 from tests.conftest import TinyNet, stop_at
 from tests.pictures import annotations, write_json
@@ -129,7 +129,7 @@ def annotation_files(folder):
 KINDS = {  # contents of whole files, and how one is read
     'checkpoints': (partial(checkpoints, zipped=True), resumed),
     'checkpoints before PyTorch 1.6': (partial(checkpoints, zipped=False), resumed),
-    'pictures': (pictures, lambda path, chance: chance.choice([open_image, open_pixels, open_mask, size_of])(path)),
+    'pictures': (pictures, lambda path, chance: chance.choice([pil_loader, decode_image, open_mask, size_of])(path)),
     'annotation files': (annotation_files, lambda path, chance: read_table(path)),
 }
 
@@ -174,7 +174,7 @@ def test_values_of_wrong_kinds(classify, tmp_path, capfd, monkeypatch, times):
         stop_at(patch, 66)
         classify('--output', tmp_path, '--epochs', 2)
     content = torch.load(tmp_path / LAST, weights_only=True)
-    content['processes'] = [{'statistics': statistics(TinyNet()), 'metrics': content['position']['metrics']}]
+    content['processes'] = [{'statistics': bn_buffers(TinyNet()), 'metrics': content['position']['metrics']}]
     monkeypatch.setattr(logger, 'write_figure', lambda *_, **__: None)
     monkeypatch.setattr(logger, 'git_commit', lambda: None)
     chance = Random(f'{SEED} values')

@@ -15,7 +15,7 @@ from tests.conftest import TinyNet
 from utils import device as engine
 from utils import loader as data
 from utils.device import Compute
-from utils.metrics import TopErrors
+from utils.metrics import TopKError
 from utils.multilabel import MultiLabelScores, multilabel_loss
 from utils.run import FiniteLoss
 from utils.segmentation import SegmentationScores, Target, segmentation_loss
@@ -120,7 +120,7 @@ def test_no_metric_waits_for_a_batch(monkeypatch):
         maps, masks = torch.zeros(4, 21, 5, 5), Target(torch.zeros(4, 5, 5).byte(), labels)
         finite = FiniteLoss(GPU)
         for metrics, loss, outputs, targets in [
-            (TopErrors(GPU), F.cross_entropy, numbers, labels),
+            (TopKError(GPU), F.cross_entropy, numbers, labels),
             (MultiLabelScores(GPU, list('abcdefghi')), multilabel_loss, numbers, objects),
             (SegmentationScores(GPU, CLASSES, 4, None), segmentation_loss, maps, masks),
         ]:

@@ -15,10 +15,10 @@ from torchvision.datasets import ImageFolder
 
 from data import folder_index, image_folder
 from data.folder_index import cache_file, open_index, read_cache
-from data.image_folder import RandomCrop, open_image, open_pixels, open_train_and_val
+from data.image_folder import RandomResizedCropFlip, decode_image, open_train_and_val, pil_loader
 from tools.benchmark.loaders import draw_photo
 from utils.errors import UserError
-from utils.loader import Seeded, collate
+from utils.loader import SeededDataset, collate
 
 PHOTO = draw_photo(np.random.default_rng(0))
 THEIRS = transforms.Compose(
@@ -34,7 +34,7 @@ def test_crops_and_flips_are_torchvisions_and_pixels_but_for_rounding(size):
         torch.manual_seed(seed)
         expected, state = THEIRS(image), torch.get_rng_state()
         torch.manual_seed(seed)
-        drawn = RandomCrop(64)(image)
+        drawn = RandomResizedCropFlip(64)(image)
         assert torch.equal(torch.get_rng_state(), state)
         assert (drawn.shape, drawn.dtype) == (expected.shape, torch.uint8)
         differing.append((drawn.int() - expected.int()).abs())
@@ -64,14 +64,14 @@ def test_pixels_are_those_of_pillow_which_does_not_decode_plain_jpegs(tmp_path, 
         image.save(tmp_path / name, **options)
         with Image.open(tmp_path / name) as opened:
             expected = np.array(opened.convert('RGB'))
-        assert np.array_equal(open_image(str(tmp_path / name)), expected), name
-        assert torch.equal(open_pixels(str(tmp_path / name)), torch.from_numpy(expected).permute(2, 0, 1)), name
+        assert np.array_equal(pil_loader(str(tmp_path / name)), expected), name
+        assert torch.equal(decode_image(str(tmp_path / name)), torch.from_numpy(expected).permute(2, 0, 1)), name
     if decoder:
-        monkeypatch.setattr(image_folder, 'open_image', None)
-        assert open_pixels(str(tmp_path / 'plain.jpg')).shape == (3, 37, 61)
+        monkeypatch.setattr(image_folder, 'pil_loader', None)
+        assert decode_image(str(tmp_path / 'plain.jpg')).shape == (3, 37, 61)
 
 
-@pytest.mark.parametrize('load', [open_image, open_pixels])
+@pytest.mark.parametrize('load', [pil_loader, decode_image])
 @pytest.mark.parametrize('keep', [0, 2, 300, 9000, -20, -1, None])
 def test_damaged_jpeg_is_named(tmp_path, load, keep):
     path = tmp_path / 'a.jpg'
@@ -88,13 +88,13 @@ def draw(_):
 
 def test_augmentation_is_of_seed_epoch_and_sample_alone_whatever_process_draws_it(folder):
     train, val = open_train_and_val(folder, 8)
-    assert (train.load, val.load) == (open_pixels, open_image)
+    assert (train.load, val.load) == (decode_image, pil_loader)
     train.transform = draw
     keys = [(epoch, number) for epoch in (0, 1) for number in (17, 0, 7)]
-    copied = pickle.loads(pickle.dumps(Seeded(train, 0)))  # as where workers are not forked
+    copied = pickle.loads(pickle.dumps(SeededDataset(train, 0)))  # as where workers are not forked
     ((drawn, labels),) = DataLoader(copied, batch_sampler=[keys], num_workers=1, collate_fn=collate)
     assert labels.tolist() == 2 * [2, 0, 1]
-    here, other = ([Seeded(train, seed)[key][0].item() for key in keys] for seed in (0, 1))
+    here, other = ([SeededDataset(train, seed)[key][0].item() for key in keys] for seed in (0, 1))
     assert drawn.flatten().tolist() == here
     assert len({*here, *other}) == 2 * len(keys)
 

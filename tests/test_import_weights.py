@@ -21,7 +21,7 @@ from tools import import_weights
 from tools.branches import joined
 from tools.import_weights import SOURCES
 from utils import checkpoint
-from utils.checkpoint import Identity, load_for_evaluation
+from utils.checkpoint import CheckpointMeta, load_for_evaluation
 from utils.errors import UserError
 
 CLASSES = [str(n) for n in range(1000)]
@@ -70,7 +70,7 @@ def written(script, arch, *arguments):
     """Import: the checkpoint, and the net as classify.py --evaluate loads it."""
     script(*arguments)
     found, net = checkpoint.read(script.shared[-1]), nets.on_meta(arch).to_empty(device='cpu')
-    load_for_evaluation(net, found, Identity('imagenet', arch, CLASSES))
+    load_for_evaluation(net, found, CheckpointMeta('imagenet', arch, CLASSES))
     return found, net.eval()
 
 

@@ -11,15 +11,15 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from data.image_folder import central_crop, open_folder
+from data.image_folder import eval_transform, open_folder
 from tests.checkpoints import killed_at
 from tests.conftest import TinyNet
 from utils import logger
 from utils.device import Compute
 from utils.errors import UserError
-from utils.loader import DeviceLoader, EvalBatches, TrainBatches, micro_batches
+from utils.loader import DeviceLoader, EvalBatchSampler, TrainBatchSampler, micro_batches
 from utils.logger import Log, draw_curves
-from utils.signals import StopRequest, obey_parent_only
+from utils.signals import SignalHandler, worker_init_fn
 
 CPU = Compute('cpu')
 
@@ -37,10 +37,10 @@ def test_micro_batches_stand_for_gpus(monkeypatch, job, told):
 
 
 def test_last_batch_is_left_out_where_it_is_not_full_or_a_device_would_get_too_few():
-    assert [len(TrainBatches(n, 16, 0)) for n in (31, 32, 33)] == [1, 2, 2]
-    assert [len(TrainBatches(n, 16, 0, smallest=2)) for n in (32, 33, 34)] == [2, 2, 3]
-    assert [len(batch) for batch in TrainBatches(34, 16, 0, smallest=2)] == [16, 16, 2]
-    of_four = [len(TrainBatches(16 + rest, 16, 0, smallest=2, devices=4)) for rest in range(16)]
+    assert [len(TrainBatchSampler(n, 16, 0)) for n in (31, 32, 33)] == [1, 2, 2]
+    assert [len(TrainBatchSampler(n, 16, 0, smallest=2)) for n in (32, 33, 34)] == [2, 2, 3]
+    assert [len(batch) for batch in TrainBatchSampler(34, 16, 0, smallest=2)] == [16, 16, 2]
+    of_four = [len(TrainBatchSampler(16 + rest, 16, 0, smallest=2, devices=4)) for rest in range(16)]
     smallest = [min(map(len, torch.arange(rest).chunk(4))) for rest in range(16)]
     assert of_four == [1 + (part >= 2) for part in smallest]
     assert smallest[5] == 1  # 2, 2 and 1
@@ -52,7 +52,7 @@ def test_loader_gives_what_torchvisions_transforms_give(folder, monkeypatch, ahe
     constants = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     reference = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), constants]
     theirs = open_folder(folder / 'val', transforms.Compose(reference))
-    loader = DeviceLoader(open_folder(folder / 'val', central_crop(224)), EvalBatches([range(18)], 4), CPU, 0)
+    loader = DeviceLoader(open_folder(folder / 'val', eval_transform(224)), EvalBatchSampler([range(18)], 4), CPU, 0)
     stream, found = MagicMock(device=CPU.device), []
     monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: stream)
     monkeypatch.setattr(torch.cuda, 'stream', lambda stream: nullcontext())
@@ -78,7 +78,7 @@ def test_layout_and_precision_of_a_net():
 @pytest.mark.parametrize('times', [1, 2])
 def test_first_signal_is_noted_and_a_second_ends_the_process_at_once(number, times):
     def signal_itself():
-        with StopRequest() as stop:
+        with SignalHandler() as stop:
             for _ in range(times):
                 os.kill(os.getpid(), number)
             assert (stop.received, times) == (number, 1)
@@ -98,7 +98,7 @@ def signalled(samples):
 
 
 def test_workers_outlive_a_signal_to_all_and_end_with_the_parent():
-    batches = iter(DataLoader(range(4), num_workers=1, collate_fn=signalled, worker_init_fn=obey_parent_only))
+    batches = iter(DataLoader(range(4), num_workers=1, collate_fn=signalled, worker_init_fn=worker_init_fn))
     assert [next(batches) for _ in range(3)] == [0, 1, 2]
     (worker,) = batches._workers
     worker.terminate()

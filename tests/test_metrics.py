@@ -8,7 +8,7 @@ import torch
 from sklearn import metrics as theirs
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, nll_loss
 
-from utils.metrics import TopErrors
+from utils.metrics import TopKError
 from utils.multilabel import NAMES, MultiLabelCounts, MultiLabelScores, multilabel_loss
 from utils.segmentation import IGNORED, ConfusionMatrix, Target, segmentation_loss
 
@@ -20,7 +20,7 @@ def test_errors_of_classification(classes):
     """Of few classes the right one is always among the first five."""
     generator = torch.Generator().manual_seed(0)
     outputs, targets = torch.randn(50, classes, generator=generator), torch.arange(50) % classes
-    metrics = TopErrors(CPU)
+    metrics = TopKError(CPU)
     for part in slice(0, 32), slice(32, 50):
         metrics.update(cross_entropy(outputs[part], targets[part]), outputs[part], targets[part])
     err1, err5 = (100 - 100 * theirs.top_k_accuracy_score(targets, outputs, k=k) for k in (1, min(5, classes)))

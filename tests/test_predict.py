@@ -29,7 +29,7 @@ def predict(tmp_path, tiny):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Four, noise about a colour of the picture's own."""
+    """Four, noise about a color of the picture's own."""
     (tmp_path / 'pictures').mkdir()
     for seed, (width, height) in enumerate([(40, 60), (90, 50), (32, 32), (50, 40)]):
         random = np.random.RandomState(seed)
@@ -38,7 +38,7 @@ def pictures(tmp_path):
     return sorted((tmp_path / 'pictures').iterdir())
 
 
-def normalised(image):
+def normalized(image):
     return T.functional.normalize(T.functional.to_tensor(image), MEAN, STD)[None]
 
 
@@ -66,7 +66,7 @@ def test_five_most_probable_classes_or_all_labels(
     predict(*pictures)
     out = capsys.readouterr().out
     assert out.startswith(f'tiny for {task}, {len(classes)} classes, 32 pixels\n')
-    scores = [function(model(normalised(seen(Image.open(picture)))))[0].tolist() for picture in pictures]
+    scores = [function(model(normalized(seen(Image.open(picture)))))[0].tolist() for picture in pictures]
     rows = [shown(sorted(zip(each, names, strict=True))) for each in scores]
     assert_blocks(out, dict(zip(map(str, pictures), rows, strict=True)))
     assert all(0 < len(each) < 7 for each in rows)
@@ -93,7 +93,7 @@ def test_overlays_of_pictures_below_a_folder_whatever_their_size(predict, pictur
         (width, height), wide = picture.size, max(65, -(-(picture.width - 1) // 16) * 16 + 1)
         left, top = (wide - width) // 2, (65 - height) // 2
         around = left, wide - width - left, top, 65 - height - top
-        labels = model(pad(normalised(picture), around)).argmax(1)[0, top : top + height, left : left + width].numpy()
+        labels = model(pad(normalized(picture), around)).argmax(1)[0, top : top + height, left : left + width].numpy()
         places, counts = np.unique(labels, return_counts=True)
         assert len(places) > 1
         parts = [(count / labels.size, CLASSES[place]) for count, place in zip(counts, places, strict=True)]

@@ -18,7 +18,7 @@ from tests.checkpoints import save_net
 from tests.conftest import Script, TinyNet, TinySegmenter, stop_at
 from tools import model_table, released
 from utils.errors import exit_cleanly
-from utils.metrics import TopErrors
+from utils.metrics import TopKError
 from utils.signals import Stopped
 
 IMAGENET = 'imagenet_models/resnext50_elastic.pth.tar'
@@ -136,7 +136,7 @@ def test_a_stopped_call_goes_on_with_the_rest(tool, data, measured, monkeypatch,
         if began == 2:
             stop_at(patch, 9)  # 8 pictures are tested
         else:
-            patch.setattr(TopErrors, 'summary', lambda *_: os.kill(os.getpid(), signal.SIGTERM) or '')
+            patch.setattr(TopKError, 'summary', lambda *_: os.kill(os.getpid(), signal.SIGTERM) or '')
         tool(*data)
     kept = record(tmp_path)
     assert (list(kept), len(measured)) == ([IMAGENET], began)

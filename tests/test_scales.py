@@ -11,8 +11,8 @@ from PIL import Image
 from torch import nn
 
 import models
-from data.image_folder import central_crop, scaled_crop
-from models.elastic import Split, observed
+from data.image_folder import eval_transform, scaled_crop
+from models.elastic import TwoBranch, capture_branches
 from tests.conftest import Script, TinyNet
 from tests.nets import FAMILIES, noise
 from tests.reference import load_weights
@@ -23,7 +23,7 @@ from tools.scale_policy.policy import measure, stage_of
 from utils.device import Compute
 from utils.errors import UserError
 from utils.files import write_results
-from utils.loader import DeviceLoader, EvalBatches
+from utils.loader import DeviceLoader, EvalBatchSampler
 
 STAGES = {  # blocks by stage: all of them, the elastic ones
     'small': ((2, 2, 2, 1), (2, 1, 1)),
@@ -45,13 +45,13 @@ def test_branches_are_what_a_block_sums_and_to_observe_and_measure_them_changes_
     x = noise(2, 3, 65, 65, dtype=torch.float64)
     state = {name: value.clone() for name, value in net.state_dict().items()}
     sums, seen = [], []
-    blocks = {key: module for key, module in net.named_modules() if isinstance(module, Split)}
+    blocks = {key: module for key, module in net.named_modules() if isinstance(module, TwoBranch)}
     for block in blocks.values():
         if block.elastic:
-            monkeypatch.setattr(block, 'merged', lambda x, of=block.merged: sums.append(of(x)) or sums[-1].clone())
+            monkeypatch.setattr(block, 'merged', lambda x, of=block.branch_sum: sums.append(of(x)) or sums[-1].clone())
     before = net(x)
     sums.clear()
-    with observed(net, lambda name, output, branches: seen.append((name, branches))):
+    with capture_branches(net, lambda name, output, branches: seen.append((name, branches))):
         assert torch.equal(net(x), before)
     assert [name for name, _ in seen] == list(blocks)
     pairs = [branches for _, branches in seen if branches]
@@ -60,7 +60,7 @@ def test_branches_are_what_a_block_sums_and_to_observe_and_measure_them_changes_
         torch.testing.assert_close(full + half, expected)
     means = [torch.stack([branch.abs().mean((1, 2, 3)) for branch in pair], 1) for pair in pairs]
     torch.testing.assert_close(measure(net, x.split(1), 65).responses, torch.stack(means, 1))
-    with pytest.raises(ZeroDivisionError), observed(net, lambda *_: 1 / 0):
+    with pytest.raises(ZeroDivisionError), capture_branches(net, lambda *_: 1 / 0):
         net(x)
     assert torch.equal(net(x), before)
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
@@ -77,7 +77,7 @@ def test_stages_at_every_size():
 
 
 def test_what_cannot_be_measured_is_refused(small):
-    with pytest.raises(ValueError, match='training'), observed(small().train(), lambda *_: None):
+    with pytest.raises(ValueError, match='training'), capture_branches(small().train(), lambda *_: None):
         pass
     with pytest.raises(ValueError, match='32 pixels'):
         stage_of(32, 64)
@@ -88,7 +88,7 @@ def test_blocks_have_the_stages_of_their_resolution_and_the_other_branch_wins_wh
     name, net = family
     last = ('conv2' if name.startswith('densenet') else 'conv3') + '_d' * (silent == 'half')
     for block in net.modules():
-        if isinstance(block, Split) and block.elastic:
+        if isinstance(block, TwoBranch) and block.elastic:
             nn.init.zeros_(block.get_submodule(last).weight)
     policies = measure(net, [noise(2, 3, 97, 97, dtype=torch.float64)], 97)
     for blocks, counts in zip((policies.blocks, policies.elastic), STAGES[name], strict=True):
@@ -170,7 +170,7 @@ def test_at_factor_one_it_is_the_usual_crop(size):
     for shape in (40, 48), (61, 35), (300, 20):
         photo = draw_photo(np.random.default_rng(0)).resize(shape)
         pixels = scaled_crop(size, 1)(photo)
-        assert torch.equal(pixels[:3], central_crop(size)(photo))
+        assert torch.equal(pixels[:3], eval_transform(size)(photo))
         assert pixels.shape == (4, size, size) and pixels[3:].all()
 
 
@@ -186,8 +186,8 @@ def test_an_object_grows_by_the_factor(factor):
     assert (len(rows), len(columns)) == (min(round(64 * factor), 56), min(round(80 * factor), 56))
     assert inside.sum() == len(rows) * len(columns)
     assert all(abs(56 - 1 - first - last) <= 1 for first, *_, last in (rows, columns))
-    ((images, _),) = DeviceLoader([(seen, 0)], EvalBatches([range(1)], 1), Compute('cpu'), 0)
-    assert (images[0][:, ~inside] == 0).all()  # the mean colour
+    ((images, _),) = DeviceLoader([(seen, 0)], EvalBatchSampler([range(1)], 1), Compute('cpu'), 0)
+    assert (images[0][:, ~inside] == 0).all()  # the mean color
     assert (images[0][:, inside] != 0).all()
 
 

@@ -207,7 +207,7 @@ def test_sheet_of_predictions(undisturbed, coco, tiny, tmp_path, capsys, monkeyp
     'script, arguments, told',
     [
         ('classify', '-a resnet', 'invalid choice'),
-        ('classify', '--colour', 'unrecognized arguments: --colour'),
+        ('classify', '--color', 'unrecognized arguments: --color'),
         ('classify', '--amp fp16', '--amp fp16 needs a GPU'),
         pytest.param('classify', '--device cuda', '--device cuda', marks=NO_GPU),
         ('classify', '--evaluate', '--evaluate needs --resume'),

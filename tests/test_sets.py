@@ -11,12 +11,12 @@ from PIL import Image, ImageOps
 from torchvision.transforms.functional import normalize, to_tensor
 
 from data.coco import open_part, read_table, squashed
-from data.voc import Scenes, open_scene, open_scenes
-from data.voc_transforms import CentredScene, RandomScene
+from data.voc import VOCSegmentation, open_scene, open_voc
+from data.voc_transforms import PadToSize, RandomScaleCrop
 from tests.pictures import SIZES, annotations, scene, write_json
 from utils.device import Compute
 from utils.errors import UserError
-from utils.loader import MEAN, STD, DeviceLoader, EvalBatches
+from utils.loader import MEAN, STD, DeviceLoader, EvalBatchSampler
 from utils.segmentation import IGNORED, MultiScale
 
 
@@ -85,7 +85,7 @@ def test_workers_carry_arrays_and_nothing_of_the_annotations(tmp_path):
 @pytest.mark.parametrize('height, width', SIZES)
 def test_test_images_are_centred_in_513_pixels_or_the_next_16n_plus_1(height, width):
     picture, mask = scene(height, width)
-    image, labels = CentredScene(513)(picture, mask)
+    image, labels = PadToSize(513)(picture, mask)
     for whole, side in zip(labels.shape, (height, width), strict=True):
         assert whole == 513 if side <= 513 else (whole % 16 == 1 and side <= whole < side + 16)
     lacking = [whole - side for whole, side in zip(labels.shape, (height, width), strict=True)]
@@ -101,8 +101,8 @@ def test_what_was_padded_is_zero_after_normalising(tmp_path):
         mask.putpixel((column, 0), label)
     picture.save(tmp_path / 'a.png')
     mask.save(tmp_path / 'a_mask.png')
-    scenes = Scenes([tmp_path / 'a.png'], [tmp_path / 'a_mask.png'], CentredScene(17))
-    ((images, targets),) = DeviceLoader(scenes, EvalBatches([[0]], 4), Compute('cpu'), 0)
+    scenes = VOCSegmentation([tmp_path / 'a.png'], [tmp_path / 'a_mask.png'], PadToSize(17))
+    ((images, targets),) = DeviceLoader(scenes, EvalBatchSampler([[0]], 4), Compute('cpu'), 0)
     expected = F.pad(normalize(to_tensor(picture), MEAN, STD), (5, 5, 6, 6))
     torch.testing.assert_close(images[0], expected)
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -116,7 +116,7 @@ def test_crops_are_those_of_the_scaled_image_padded_by_half_of_what_it_lacks_on_
     size = 65
     for seed in range(30):
         torch.manual_seed(seed)
-        image, labels = RandomScene(size)(*scene(height, width, cell=4))
+        image, labels = RandomScaleCrop(size)(*scene(height, width, cell=4))
         torch.manual_seed(seed)
         flip, scale, *places = torch.rand(4).tolist()
         picture, mask = scene(height, width, cell=4)
@@ -165,7 +165,7 @@ def test_wrong_list_is_named(tmp_path, content, told):
     (tmp_path / 'list').mkdir()
     (tmp_path / 'list' / 'val.txt').write_bytes(content)
     with pytest.raises(UserError, match=told):
-        open_scenes(tmp_path, 'val.txt', CentredScene(9))
+        open_voc(tmp_path, 'val.txt', PadToSize(9))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tools.check_gpu.golden import (
     TOLERANCE,
     load,
     load_weights,
-    normalised,
+    normalized,
     samples,
     trajectory_errors,
     update_of,
@@ -40,13 +40,13 @@ def put_in_place(patch: pytest.MonkeyPatch, case: dict) -> None:
     train, *val = samples(case)
     patch.setattr(classify, 'open_train_and_val', lambda *_: (train, *val))
     patch.setattr(multilabel_classify, 'open_part', lambda folder, part, *_: train if part == 'train' else val[0])
-    patch.setattr(segment, 'open_scenes', lambda *_: train)
+    patch.setattr(segment, 'open_voc', lambda *_: train)
     nets = models.segmenters if case['script'] == 'segment' else models.classifiers
     build = nets[case['arch']]
     patch.setitem(nets, case['arch'], lambda *args, **kwargs: load_weights(build(*args, **kwargs).double()))
     patch.setitem(DTYPES, 'off', torch.float64)
     patch.setattr(torch.Tensor, 'float', torch.Tensor.double)
-    patch.setattr(DeviceLoader, 'normalise', lambda _, images: normalised(images))
+    patch.setattr(DeviceLoader, 'normalize', lambda _, images: normalized(images))
     patch.setattr(checkpoint, 'write', lambda *_: None)
     patch.setattr(Log, 'draw', lambda _: None)
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from models.densenet import DenseLayer
-from models.elastic import SplitBottleneck
+from models.elastic import TwoBranchBottleneck
 
 # Of which dimension of its tensors each layer of a branch has half: outputs are 0, the last conv's inputs 1.
 HALVED_DIMENSIONS: dict[type[nn.Module], dict[str, int]] = {
-    SplitBottleneck: {'conv1': 0, 'bn1': 0, 'conv2': 0, 'bn2': 0, 'conv3': 1},
+    TwoBranchBottleneck: {'conv1': 0, 'bn1': 0, 'conv2': 0, 'bn2': 0, 'conv3': 1},
     DenseLayer: {'conv1': 0, 'norm2': 0, 'conv2': 1},
 }
 

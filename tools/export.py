@@ -21,7 +21,7 @@ def has_onnx() -> bool:
 def export(model: nn.Module, path: Path, size: int) -> list[Path]:
     """Write a net on the CPU as `path`, NAME.pt2, and where ONNX is installed as NAME.onnx beside it: all or none.
 
-    Both take normalised images N x 3 x size x size, of any N, and give what the net gives in evaluation mode.
+    Both take normalized images N x 3 x size x size, of any N, and give what the net gives in evaluation mode.
     """
     if path.suffix != '.pt2':
         raise UserError(f'--export {path}: the name of a torch.export program ends in .pt2')

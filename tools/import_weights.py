@@ -10,7 +10,7 @@
     timm/         resnext50_32x4d  resnext101_32x4d  seresnext50_32x4d  dla60x  dla102x  densenet201
 
 WEIGHTS is a file with the library's state dict: .pth, .pth.tar or .bin of PyTorch, or .safetensors. Outputs are the
-library's up to rounding; every batch norm has eps 1e-5 there too. Means and deviations of colours are the same, but
+library's up to rounding; every batch norm has eps 1e-5 there too. Means and deviations of colors are the same, but
 crops are not: where a library's weights ask for another one than the central 224 of 256 (0.875), for instance 224 of
 232, or for bicubic resizing, classify.py, which does neither, measures another error than the library publishes.
 
@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 import models
 from models.dla import Tree
-from models.elastic import Split
+from models.elastic import TwoBranch
 from tools.branches import halved, joined
 from utils import checkpoint
-from utils.checkpoint import check_fit, module_state
+from utils.checkpoint import check_fit, submodule_state_dict
 from utils.cli import Parser, random_seed
 from utils.errors import UserError, exit_cleanly, reading
 from utils.run import check_weights
@@ -147,7 +147,7 @@ def unused(net: nn.Module) -> set[str]:
         tensor
         for name, module in net.named_modules()
         if isinstance(module, Tree) and module.depth > 1 and module.project is not None
-        for tensor in module_state(net, [f'{name}.project'])
+        for tensor in submodule_state_dict(net, [f'{name}.project'])
     }
 
 
@@ -157,7 +157,7 @@ def parts(module: nn.Module, path: str = '') -> list[str]:
     Those of a ResNeXt: conv1, bn1, layer1.0, layer1.1, ..., fc.
     """
     children = list(module.named_children())
-    if isinstance(module, Split) or not any(list(child.children()) for _, child in children):
+    if isinstance(module, TwoBranch) or not any(list(child.children()) for _, child in children):
         return [path] if module.state_dict() else []
     return [part for name, child in children for part in parts(child, f'{path}.{name}' if path else name)]
 
@@ -167,7 +167,7 @@ def take(net: nn.Module, whole: Mapping[str, Tensor]) -> list[str]:
     given = halved(net, whole)
     state, fresh = net.state_dict(), []
     for part in parts(net):
-        own = module_state(net, [part])
+        own = submodule_state_dict(net, [part])
         if all(name in given and given[name].shape == value.shape for name, value in own.items()):
             state |= {name: given[name] for name in own}
         else:

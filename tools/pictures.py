@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from data.image_folder import open_image
+from data.image_folder import pil_loader
 from utils.device import Compute
-from utils.loader import DeviceLoader, EvalBatches, told_of_workers
+from utils.loader import DeviceLoader, EvalBatchSampler, told_of_workers
 
 
 class Pictures(Dataset):
@@ -26,14 +26,15 @@ class Pictures(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(open_image(str(self.paths[index]))), index
+        return self.transform(pil_loader(str(self.paths[index]))), index
 
 
 def make_loader(
     pictures: Dataset, args: Namespace, compute: Compute, groups: Sequence[Sequence[int]] | None = None
 ) -> DeviceLoader:
     """Batches of each group's pictures in its order, without groups of all; `args` of add_test_arguments."""
-    return DeviceLoader(pictures, EvalBatches(groups or [range(len(pictures))], args.batch_size), compute, args.workers)
+    batches = EvalBatchSampler(groups or [range(len(pictures))], args.batch_size)
+    return DeviceLoader(pictures, batches, compute, args.workers)
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@
 
 Checkpoints of the scripts here say their task and net; for those of 2019 --task and --arch do, where their tensors do
 not tell. Classes are the checkpoint's own, or by their number those of ImageNet or COCO; ImageNet's folders get their
-names. Exported nets take normalised images N x 3 x SIZE x SIZE, of any N and of the size of --image-size, which is 224
+names. Exported nets take normalized images N x 3 x SIZE x SIZE, of any N and of the size of --image-size, which is 224
 unless given, for VOC 513.
 """
 
@@ -26,10 +26,10 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 import models
 from data.class_names import readable_names
 from data.coco import squashed
-from data.image_folder import central_crop, open_image
+from data.image_folder import eval_transform, pil_loader
 from data.voc import groups_of_one_size, size_of
-from data.voc_predictions import coloured
-from data.voc_transforms import CentredScene
+from data.voc_predictions import colored
+from data.voc_transforms import PadToSize
 from tools.export import export, has_onnx
 from tools.pictures import Pictures, outputs_of
 from tools.pretrained import IMAGE_SIZES, TASKS, load_net
@@ -94,7 +94,7 @@ def show_labels(args: Namespace, model: nn.Module, classes: list[str], paths: li
     Of ImageNet the five most probable classes, of COCO those more probable than not.
     """
     single = args.task == 'imagenet'
-    pictures = Pictures(paths, central_crop(args.image_size) if single else squashed(args.image_size))
+    pictures = Pictures(paths, eval_transform(args.image_size) if single else squashed(args.image_size))
     for logits, index in outputs_of(model, pictures, args):
         scores = logits.softmax(0) if single else logits.sigmoid()
         places = scores.argsort(descending=True).tolist()
@@ -103,17 +103,17 @@ def show_labels(args: Namespace, model: nn.Module, classes: list[str], paths: li
 
 
 def show_overlays(args: Namespace, model: nn.Module, classes: list[str], paths: list[Path]) -> None:
-    """Write each picture beside itself with its objects in VOC's colours; print which part of it each class covers."""
-    centred, sizes = CentredScene(args.image_size), [size_of(path) for path in paths]
-    groups = groups_of_one_size([centred.padded_size(size) for size in sizes])
+    """Write each picture beside itself with its objects in VOC's colors; print which part of it each class covers."""
+    centered, sizes = PadToSize(args.image_size), [size_of(path) for path in paths]
+    groups = groups_of_one_size([centered.padded_size(size) for size in sizes])
     names, blocks = overlay_names(paths), {}
     with written_whole(*(args.output / name for name in names), sync=False) as files:
-        for scores, number in outputs_of(model, Pictures(paths, partial(padded, centred)), args, groups):
+        for scores, number in outputs_of(model, Pictures(paths, partial(padded, centered)), args, groups):
             index = int(number)
-            (height, width), (top, left) = sizes[index], centred.corner(sizes[index])
+            (height, width), (top, left) = sizes[index], centered.corner(sizes[index])
             labels = scores.argmax(0)[top : top + height, left : left + width].numpy()
-            image = np.asarray(open_image(str(paths[index])))
-            beside = Image.fromarray(np.concatenate([image, coloured(image, labels)], 1))
+            image = np.asarray(pil_loader(str(paths[index])))
+            beside = Image.fromarray(np.concatenate([image, colored(image, labels)], 1))
             beside.save(files[index], format='JPEG')
             parts = np.bincount(labels.ravel(), minlength=len(classes)) / labels.size
             blocks[index] = [(parts[place], classes[place]) for place in np.argsort(-parts) if parts[place] > 0]
@@ -121,9 +121,9 @@ def show_overlays(args: Namespace, model: nn.Module, classes: list[str], paths: 
         print_block(f'{paths[index]} -> {args.output / names[index]}', blocks[index])
 
 
-def padded(centred: CentredScene, image: Image.Image) -> Tensor:
+def padded(centered: PadToSize, image: Image.Image) -> Tensor:
     """The picture without a mask: uint8 4 x H x W."""
-    return centred(image, Image.new('L', image.size))[0]
+    return centered(image, Image.new('L', image.size))[0]
 
 
 def overlay_names(paths: Sequence[Path]) -> list[str]:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from data.coco import MultiLabelImages, open_part, squashed
-from data.image_folder import open_image
+from data.image_folder import pil_loader
 from tools.pictures import outputs_of
 from tools.pretrained import add_arch_argument, open_classifier
 from utils.cli import Parser, add_test_arguments, png, positive_int
@@ -60,7 +60,7 @@ def draw(data: MultiLabelImages, chosen: np.ndarray, probabilities: np.ndarray, 
     for panel in panels:
         panel.axis('off')
     for panel, index, probability in zip(panels[: len(chosen)], chosen, probabilities, strict=True):
-        panel.imshow(open_image(str(data.folder / str(data.table.files[index]))))
+        panel.imshow(pil_loader(str(data.folder / str(data.table.files[index]))))
         write_labels(panel, data.table.classes, data.table.present[index].any(0), probability)
     return figure
 

@@ -11,7 +11,7 @@ from torch import nn
 import models
 from data.class_names import DATA_SETS, default_names
 from utils import checkpoint
-from utils.checkpoint import Checkpoint, Identity, load_for_evaluation, module_state, resume
+from utils.checkpoint import Checkpoint, CheckpointMeta, load_for_evaluation, resume, submodule_state_dict
 from utils.errors import UserError
 
 Builder = Callable[..., nn.Module]
@@ -32,8 +32,8 @@ def add_arch_argument(parser: ArgumentParser, **kwargs) -> None:
 
 
 def load_net(
-    found: Checkpoint, task: str | None = None, arch: str | None = None, wanted: list[str] | None = None, **kwargs
-) -> tuple[nn.Module, Identity]:
+    found: Checkpoint, task: str | None = None, arch: str | None = None, expected: list[str] | None = None, **kwargs
+) -> tuple[nn.Module, CheckpointMeta]:
     """The net of a checkpoint with its weights, and what it is for; `kwargs` go to the net's builder.
 
     `task` and `arch` are needed only where neither the file nor its tensors tell; `wanted` are the classes that the
@@ -41,9 +41,9 @@ def load_net(
     """
     task, arch = identify(found, task, arch)
     build = TASKS[task][arch]
-    classes = wanted or found.classes or default_names(task, count_outputs(found, build))
-    model, identity = build(num_classes=len(classes), **kwargs), Identity(task, arch, classes)
-    if wanted:
+    classes = expected or found.classes or default_names(task, count_outputs(found, build))
+    model, identity = build(num_classes=len(classes), **kwargs), CheckpointMeta(task, arch, classes)
+    if expected:
         load_for_evaluation(model, found, identity)
     else:
         resume(model, found)
@@ -51,15 +51,15 @@ def load_net(
 
 
 def open_classifier(
-    path: Path, arch: str | None = None, task: str | None = None, wanted: list[str] | None = None
-) -> tuple[nn.Module, Identity]:
+    path: Path, arch: str | None = None, task: str | None = None, expected: list[str] | None = None
+) -> tuple[nn.Module, CheckpointMeta]:
     """The classifier of a file with its weights, in evaluation mode, and what it is for; the rest is as load_net's.
 
     A file that does not name its task counts as ImageNet's, whose nets are COCO's too.
     """
     found = checkpoint.read(path)
     own = 'coco' if found.task == 'coco' else 'imagenet'
-    model, identity = load_net(found, task or own, arch, wanted)
+    model, identity = load_net(found, task or own, arch, expected)
     return model.eval(), identity
 
 
@@ -78,7 +78,7 @@ def identify(found: Checkpoint, task: str | None, arch: str | None) -> tuple[str
 def count_outputs(found: Checkpoint, build: Builder) -> int:
     """Of how many classes the checkpoint's head is; UserError where it has no such head."""
     net = _blueprint(build)
-    *_, last = module_state(net, net.heads)  # the bias of the last layer
+    *_, last = submodule_state_dict(net, net.heads)  # the bias of the last layer
     if last not in found.state_dict:
         raise UserError(f'{found.path}: a checkpoint of another net, it holds no {last}')
     return found.state_dict[last].shape[:1].numel()

@@ -34,7 +34,7 @@ from utils.errors import UserError, exit_cleanly, reading
 from utils.files import check_writable, lock, write_files
 from utils.logger import ToolReporter, git_commit
 from utils.multilabel import NAMES
-from utils.signals import StopRequest
+from utils.signals import SignalHandler
 
 Row = dict[str, Any]  # of released.json: a net with its cost, what is published and what was measured
 
@@ -93,12 +93,12 @@ def main(args: Namespace) -> None:
     table, record = args.output / 'released.md', args.output / 'released.json'
     check_writable(table)
     check_writable(record)
-    with lock(args.output), StopRequest() as stop:
+    with lock(args.output), SignalHandler() as stop:
         rows = read_rows(record)
         for name, path in files.items():
-            wanted, noted = identity(name, path, args), rows.get(name, {})
-            if 'error' in noted or not wanted.items() <= noted.items():
-                rows[name] = {**measure(name, path, args), **wanted}
+            expected, noted = identity(name, path, args), rows.get(name, {})
+            if 'error' in noted or not expected.items() <= noted.items():
+                rows[name] = {**measure(name, path, args), **expected}
                 write_files({table: tables(rows).encode(), record: json.dumps(rows, indent=1).encode() + b'\n'})
             stop.check()
     print(tables(rows), end='')
@@ -119,8 +119,8 @@ def find_files(args: Namespace) -> dict[str, Path]:
     places = [(name, place) for name in names for place in (args.weights / Path(name).name, args.weights / name)]
     files = {name: place for name, place in places if place.is_file()}
     if not files:
-        told = ', '.join(Path(name).name for name in names)
-        raise UserError(f'{args.weights} holds no released file; their names are {told}')
+        message = ', '.join(Path(name).name for name in names)
+        raise UserError(f'{args.weights} holds no released file; their names are {message}')
     return files
 
 

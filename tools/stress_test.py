@@ -4,8 +4,8 @@
     python -m tools.stress_test BASE ELASTIC DIR --out stress.png               two nets in one plot and one table
     python -m tools.stress_test CHECKPOINT DIR --factors 0.25,0.5,1,2,4 --image-size 64
 
-Every picture is resized F times as large as in the usual test, for each factor F, then its centre is cropped; where it
-no longer fills the crop the rest has the mean colour. At factor 1 this is `classify.py --evaluate`. The table of
+Every picture is resized F times as large as in the usual test, for each factor F, then its center is cropped; where it
+no longer fills the crop the rest has the mean color. At factor 1 this is `classify.py --evaluate`. The table of
 Err@1 goes to stdout, a plot to --out and all numbers into a JSON file beside it.
 """
 
@@ -21,7 +21,7 @@ from matplotlib.ticker import NullLocator
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from data.image_folder import PictureFolder, open_folder, scaled_crop
+from data.image_folder import ImageFolder, open_folder, scaled_crop
 from models.fused import fused
 from tools import markdown
 from tools.pictures import outputs_of
@@ -31,7 +31,7 @@ from utils.errors import UserError, exit_cleanly
 from utils.files import check_results, write_results
 from utils.loader import MEAN
 from utils.logger import ToolReporter
-from utils.metrics import TopErrors
+from utils.metrics import TopKError
 
 Results = dict[str, dict[str, list[float]]]  # of each net its loss, err1 and err5, at each factor
 
@@ -83,17 +83,17 @@ def open_nets(args: Namespace, classes: list[str]) -> dict[str, nn.Module]:
     }
 
 
-def test(net: nn.Module, images: PictureFolder, args: Namespace, label: str) -> dict[str, float]:
+def test(net: nn.Module, images: ImageFolder, args: Namespace, label: str) -> dict[str, float]:
     """Loss, err1 and err5 as classify.py --evaluate measures them."""
     logits, labels = map(torch.stack, zip(*outputs_of(net, images, args), strict=True))
-    errors = TopErrors(logits.device)
+    errors = TopKError(logits.device)
     errors.update(cross_entropy(logits, labels), logits, labels)
     results = errors.compute()
     ToolReporter(label).say(errors.summary(results))
     return results
 
 
-def draw(factors: list[float], results: Results, pictures: list[PictureFolder]) -> Figure:
+def draw(factors: list[float], results: Results, pictures: list[ImageFolder]) -> Figure:
     """Above, one picture as the nets saw it at each factor; below, a curve of Err@1 per net."""
     heights = [1.5, 3.2 + 0.2 * len(results)]
     figure = Figure(figsize=(7, sum(heights)), layout='constrained')

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.norm import batch_norms, statistics
+from models.norm import batch_norms, bn_buffers
 from utils.errors import UserError, named, reading
 from utils.files import written_whole
 from utils.form import ANYTHING, COUNT, NAME, NUMBER, TENSOR, Kind, fault, leaves, plain
@@ -141,8 +141,8 @@ def _load(path: Path) -> Any:
         except pickle.UnpicklingError as error:
             refused = re.search(r'GLOBAL ([\w.]+)', str(error))
             what = 'which is neither a tensor nor a plain value'
-            told = f'{path}: refused, its pickle names {refused[1]}, {what}' if refused else damaged
-            raise UserError(told) from error
+            message = f'{path}: refused, its pickle names {refused[1]}, {what}' if refused else damaged
+            raise UserError(message) from error
 
 
 def _check(path: Path, known: Mapping[str, Any]) -> None:
@@ -152,7 +152,7 @@ def _check(path: Path, known: Mapping[str, Any]) -> None:
         raise UserError(f'{path}: holds no state_dict of named tensors: {wrong or "it is empty"}')
     for field_name, value in known.items():
         tensors = ((name, leaf) for name, leaf in leaves(value, field_name) if isinstance(leaf, Tensor))
-        wrong = next((f'{name} {told}' for name, leaf in tensors if (told := _tensor_fault(leaf))), '')
+        wrong = next((f'{name} {message}' for name, leaf in tensors if (message := _tensor_fault(leaf))), '')
         wrong = wrong or fault(value, FORM[field_name], field_name)
         if wrong:
             raise UserError(f'{path}: its {wrong}')
@@ -193,7 +193,7 @@ OPTIMIZER = {
 
 
 @dataclass(frozen=True)
-class Identity:
+class CheckpointMeta:
     """What a net is for; checkpoints carry it."""
 
     task: str  # imagenet, coco or voc
@@ -201,31 +201,31 @@ class Identity:
     classes: list[str]
 
 
-def head_difference(checkpoint: Checkpoint, model: nn.Module, wanted: Identity) -> str:
+def head_mismatch(checkpoint: Checkpoint, model: nn.Module, expected: CheckpointMeta) -> str:
     """In what the checkpoint's head differs from the one wanted, in words; empty if it can be resumed as it is.
 
     Files of 2019 name neither task nor classes: there the shape of the head decides.
     Raises UserError where the file is of another architecture.
     """
-    if checkpoint.arch not in (None, wanted.arch):
-        raise UserError(f'{checkpoint.path}: a checkpoint of {checkpoint.arch}, not of --arch {wanted.arch}')
-    if checkpoint.task not in (None, wanted.task):
-        return f'its task is {checkpoint.task}, not {wanted.task}'
+    if checkpoint.arch not in (None, expected.arch):
+        raise UserError(f'{checkpoint.path}: a checkpoint of {checkpoint.arch}, not of --arch {expected.arch}')
+    if checkpoint.task not in (None, expected.task):
+        return f'its task is {checkpoint.task}, not {expected.task}'
     if _is_of_classifier(checkpoint, model):
         return f'it holds no {" or ".join(model.heads)}, so it is of a classifier, or of another net'
-    for name, value in module_state(model, model.heads).items():
+    for name, value in submodule_state_dict(model, model.heads).items():
         saved = checkpoint.state_dict.get(name)
         if saved is not None and saved.dim() and len(saved) != len(value):
             return f'its head has {len(saved)} classes, not {len(value)}'
-    if checkpoint.classes is not None and checkpoint.classes != wanted.classes:
-        if len(checkpoint.classes) != len(wanted.classes):
-            return f'it names {len(checkpoint.classes)} classes, not {len(wanted.classes)}'
-        old, new = next(pair for pair in zip(checkpoint.classes, wanted.classes, strict=True) if pair[0] != pair[1])
+    if checkpoint.classes is not None and checkpoint.classes != expected.classes:
+        if len(checkpoint.classes) != len(expected.classes):
+            return f'it names {len(checkpoint.classes)} classes, not {len(expected.classes)}'
+        old, new = next(pair for pair in zip(checkpoint.classes, expected.classes, strict=True) if pair[0] != pair[1])
         return f'its classes differ: {old} where the data has {new}'
     return ''
 
 
-def module_state(model: nn.Module, modules: Iterable[str]) -> dict[str, Tensor]:
+def submodule_state_dict(model: nn.Module, modules: Iterable[str]) -> dict[str, Tensor]:
     """The state of the model's modules of these names, such as its heads, under its full names."""
     return {
         f'{module}.{name}': value
@@ -236,7 +236,7 @@ def module_state(model: nn.Module, modules: Iterable[str]) -> dict[str, Tensor]:
 
 def _is_of_classifier(checkpoint: Checkpoint, model: nn.Module) -> bool:
     """Whether the model is a segmenter and the checkpoint holds nothing of its heads."""
-    heads = module_state(model, model.heads)
+    heads = submodule_state_dict(model, model.heads)
     return hasattr(model, 'from_classifier') and not any(name in checkpoint.state_dict for name in heads)
 
 
@@ -257,13 +257,13 @@ def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path
         ],
     }
     if any(faults.values()):
-        told = '; '.join(f'{kind}: {named(names)}' for kind, names in faults.items() if names)
-        raise UserError(f'{path} does not fit the net: {told}')
+        message = '; '.join(f'{kind}: {named(names)}' for kind, names in faults.items() if names)
+        raise UserError(f'{path} does not fit the net: {message}')
 
 
-def load_for_evaluation(model: nn.Module, checkpoint: Checkpoint, wanted: Identity) -> None:
+def load_for_evaluation(model: nn.Module, checkpoint: Checkpoint, expected: CheckpointMeta) -> None:
     """Load a checkpoint of this very task and head; UserError for any other."""
-    difference = head_difference(checkpoint, model, wanted)
+    difference = head_mismatch(checkpoint, model, expected)
     if difference:
         raise UserError(f'{checkpoint.path} cannot be evaluated here: {difference}')
     resume(model, checkpoint)
@@ -278,13 +278,13 @@ def transfer(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     if _is_of_classifier(checkpoint, model):
         source = model.from_classifier(source)
     fresh = [*model.heads, *(module for module in getattr(model, 'untrained', ()) if not _fits(model, module, source))]
-    own = module_state(model, fresh)
+    own = submodule_state_dict(model, fresh)
     _load_state(model, _with_counters(model, {k: v for k, v in source.items() if k not in own}) | own, checkpoint)
     return fresh
 
 
 def _fits(model: nn.Module, module: str, source: Mapping[str, Tensor]) -> bool:
-    own = module_state(model, [module])
+    own = submodule_state_dict(model, [module])
     return all(name in source and source[name].shape == value.shape for name, value in own.items())
 
 
@@ -299,9 +299,9 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoin
     saved = checkpoint.optimizer
     if saved is None:
         return
-    told = fault(saved, OPTIMIZER, 'optimizer')
-    if told:
-        raise UserError(f'{checkpoint.path}: its {told}')
+    message = fault(saved, OPTIMIZER, 'optimizer')
+    if message:
+        raise UserError(f'{checkpoint.path}: its {message}')
     keys = [key for group in saved['param_groups'] for key in group['params']]
     momenta = [saved['state'].get(key, {}).get('momentum_buffer') for key in keys]
     parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
@@ -329,5 +329,5 @@ def _load_state(model: nn.Module, state: Mapping[str, Tensor], checkpoint: Check
 
 def _with_counters(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Add batch norm's num_batches_tracked, which PyTorch 0.4.0 did not save, where the file has none at all."""
-    counters = {name: value for name, value in statistics(model).items() if name.endswith('num_batches_tracked')}
+    counters = {name: value for name, value in bn_buffers(model).items() if name.endswith('num_batches_tracked')}
     return dict(state) if any(name in state for name in counters) else {**state, **counters}

@@ -66,7 +66,7 @@ def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
     add('--dist-timeout', type=positive_int, default=600, metavar='SECONDS',
         help='after which a silent process is lost')  # fmt: skip
     add('--average-bn', action='store_true', help='average running statistics over processes before each test')
-    add('--sync-bn', action='store_true', help='normalise over the batches of all processes; GPUs only')
+    add('--sync-bn', action='store_true', help='normalize over the batches of all processes; GPUs only')
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, nets: list[str], batch: str = 'samples per update') -> None:

@@ -40,18 +40,18 @@ def job(args: Namespace) -> Iterator[None]:
     if number is None or number >= world:
         raise UserError(f'--world-size {world} needs a --rank from 0 to {world - 1} in each process')
     address = args.dist_url or ('env://' if launched else LOCAL)
-    told = f'process {number} of {world} ({address}) cannot go on without the others'
+    message = f'process {number} of {world} ({address}) cannot go on without the others'
     try:
-        watchdog = Watchdog(*_meet(args, number, world, address), told)
+        watchdog = Watchdog(*_meet(args, number, world, address), message)
         yield
         watchdog.stop()
-        everyones(None)  # nobody ends, and is missed, before all have stopped watching
+        all_gather_object(None)  # nobody ends, and is missed, before all have stopped watching
     except UserError as error:
         _leave(error)
     except RuntimeError as error:
         if not (isinstance(error, distributed.DistError) or LOST.search(str(error))):
             raise
-        _leave(UserError(f'{told}; one of them ended or was silent for --dist-timeout: {error}'))
+        _leave(UserError(f'{message}; one of them ended or was silent for --dist-timeout: {error}'))
     except SystemExit:
         watchdog.stop()
         distributed.destroy_process_group()
@@ -67,9 +67,9 @@ class Watchdog:
     no error reaches it, behind a GPU's operations that wait for a process that is gone.
     """
 
-    def __init__(self, store: Store, number: int, world: int, timeout: float, told: str):
+    def __init__(self, store: Store, number: int, world: int, timeout: float, message: str):
         # A connection of its own: the main thread may be waiting for an answer on the other.
-        self.store, self.number, self.timeout, self.told = store.clone(), number, timeout, told
+        self.store, self.number, self.timeout, self.message = store.clone(), number, timeout, message
         self.beats = dict.fromkeys(range(world), (-1, time.monotonic()))  # count and moment of each one's last
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
@@ -90,7 +90,7 @@ class Watchdog:
                         self.beats[number] = count, time.monotonic()
             silent = [n for n, (_, last) in self.beats.items() if time.monotonic() - last > self.timeout / 2]
             if silent and not self.stopped.is_set():
-                _leave(UserError(f'{self.told}; process {named(silent)} was silent for half of --dist-timeout'))
+                _leave(UserError(f'{self.message}; process {named(silent)} was silent for half of --dist-timeout'))
 
 
 LEAVING = threading.Lock()  # never released: who comes second, to tell of the same end, waits for it
@@ -149,8 +149,8 @@ def together() -> Iterator[None]:
         if error:
             raise error
         return
-    told = everyones(error and str(error))
-    first = next((number for number, message in enumerate(told) if message), None)
+    messages = all_gather_object(error and str(error))
+    first = next((number for number, message in enumerate(messages) if message), None)
     if first == rank():
         raise error
     if first is not None:
@@ -167,11 +167,16 @@ def world_size() -> int:
     return distributed.get_world_size() if is_distributed() else 1
 
 
+def is_main_process() -> bool:
+    """Whether this process is the one that reports and writes, the first."""
+    return rank() == 0
+
+
 def is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def sum_over_processes(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum of every process's `value`, of one shape everywhere."""
     if is_distributed():
         value = value.clone()
@@ -179,12 +184,12 @@ def sum_over_processes(value: Tensor) -> Tensor:
     return value
 
 
-def gather_over_processes(rows: Tensor) -> Tensor:
+def all_gather_rows(rows: Tensor) -> Tensor:
     """All processes' rows, N x ... with an N of their own, one process after the other."""
-    return torch.cat([part.to(rows.device) for part in everyones(rows.cpu())]) if is_distributed() else rows
+    return torch.cat([part.to(rows.device) for part in all_gather_object(rows.cpu())]) if is_distributed() else rows
 
 
-def average_over_processes(values: Iterable[Tensor]) -> None:
+def all_reduce_mean(values: Iterable[Tensor]) -> None:
     """Replace the values, those that are not counts, by their means over the processes."""
     values = [value for value in values if value.is_floating_point()]
     if is_distributed():
@@ -195,7 +200,7 @@ def average_over_processes(values: Iterable[Tensor]) -> None:
             value.copy_(part.view_as(value))
 
 
-def everyones(value: Any) -> list[Any]:
+def all_gather_object(value: Any) -> list[Any]:
     """Every process's `value`, in the order of their numbers."""
     values = [value]
     if is_distributed():

@@ -34,7 +34,7 @@ def tell(error: UserError) -> None:
 
 
 @contextmanager
-def reading(told: str) -> Iterator[None]:
+def reading(message: str) -> Iterator[None]:
     """Within, whatever a library raises over the bytes of a file is a UserError that begins with `told`.
 
     What damaged bytes make libraries raise has no bounds: struct.error, IndexError, MemoryError. Their warnings are not
@@ -49,7 +49,7 @@ def reading(told: str) -> Iterator[None]:
         except Exception as error:
             text = str(error)
             text = text if ' ' in text else f'{type(error).__name__} {text}'  # a KeyError's is only the key
-            raise UserError(f'{told}: {text}') from error
+            raise UserError(f'{message}: {text}') from error
 
 
 def named(names, most: int = 5) -> str:

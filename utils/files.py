@@ -129,7 +129,7 @@ def write_files(contents: dict[Path, bytes]) -> None:
 def write_results(figure: Figure, results: dict[str, Any], picture: Path) -> None:
     """Write PICTURE.png and, beside it, the numbers as PICTURE.json, both or neither; UserError if that fails."""
     numbers, image = json.dumps(results, default=str).encode() + b'\n', BytesIO()
-    rasterised(figure).save(image, format='PNG', optimize=True)
+    rasterized(figure).save(image, format='PNG', optimize=True)
     write_files({picture.with_suffix('.json'): numbers, picture: image.getvalue()})
 
 
@@ -138,7 +138,7 @@ def write_figure(figure: Figure, picture: Path, dots_per_inch: int) -> None:
     write_files({picture: drawn(figure, dots_per_inch).getvalue()})
 
 
-def rasterised(figure: Figure) -> Image.Image:
+def rasterized(figure: Figure) -> Image.Image:
     """Draw a figure as an image of 256 colors, on disk a third of one of all colors."""
     image = Image.open(drawn(figure, figure.dpi)).convert('RGB')
     return image.quantize(palette=image.quantize(256, kmeans=2))  # only with a palette given does Pillow dither

@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from utils.device import Compute
 from utils.distributed import is_distributed
 from utils.errors import UserError
-from utils.signals import obey_parent_only
+from utils.signals import worker_init_fn
 
 
 def micro_batches(batch_size: int, num_gpus: int | None, devices: int, training: bool) -> tuple[int, int]:
     """The size of a micro-batch and how many of them make an update, on `devices` devices at once.
 
-    The reference trained on 8 GPUs and normalised batches per GPU; the same statistics on fewer devices need
+    The reference trained on 8 GPUs and normalized batches per GPU; the same statistics on fewer devices need
     micro-batches of the same size: batch_size / k with k = num_gpus / devices. Evaluation only takes the size.
     None: as on the devices there are.
     Raises UserError when training with numbers that do not divide.
@@ -50,7 +50,7 @@ def smallest_part(images: int, devices: int) -> int:
 Batch = list[tuple[int, int]]
 
 
-class TrainBatches(Sampler):
+class TrainBatchSampler(Sampler):
     """Batches shuffled anew from (seed, epoch), from any position inside an epoch on.
 
     Each of `world` processes gets its part of every batch, which it cuts for its `devices`. An epoch's last batch is
@@ -72,7 +72,7 @@ class TrainBatches(Sampler):
         self.batches = full + (smallest is not None and smallest_part(rest // world, devices) >= smallest)
         self.epoch = self.start = 0
 
-    def seek(self, epoch: int, start: int = 0) -> None:
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
         """Let the next iteration be that of `epoch`, without its first `start` batches."""
         self.epoch, self.start = epoch, start
 
@@ -87,7 +87,7 @@ class TrainBatches(Sampler):
             yield [(self.epoch, int(index)) for index in np.array_split(chosen, self.world)[self.rank]]
 
 
-class EvalBatches(Sampler):
+class EvalBatchSampler(Sampler):
     """Batches of samples that may share one, in order: of each group's, such as the images of one size.
 
     `world` processes share the samples, none twice; each has `common` batches at least.
@@ -116,7 +116,7 @@ MEAN = 0.485, 0.456, 0.406
 STD = 0.229, 0.224, 0.225
 
 
-class Seeded(Dataset):
+class SeededDataset(Dataset):
     """A map-style dataset asked for (epoch, index), whose random numbers depend on nothing but these and the seed."""
 
     def __init__(self, dataset: Dataset, seed: int):
@@ -134,19 +134,19 @@ class Seeded(Dataset):
 
 
 class DeviceLoader:
-    """Batches of a dataset of (uint8 image, target) pairs, on the device, the images normalised there."""
+    """Batches of a dataset of (uint8 image, target) pairs, on the device, the images normalized there."""
 
-    def __init__(self, dataset: Dataset, batches: TrainBatches | EvalBatches, compute: Compute, workers: int):
+    def __init__(self, dataset: Dataset, batches: TrainBatchSampler | EvalBatchSampler, compute: Compute, workers: int):
         self.batches, self.compute = batches, compute
         # torch.distributed.run tells how many processes share this machine's cores.
         workers = min(workers, max(available_cores() // int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1))
         self.loader = DataLoader(
-            Seeded(dataset, batches.seed),
+            SeededDataset(dataset, batches.seed),
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=collate,
             pin_memory=compute.device.type == 'cuda',
-            worker_init_fn=obey_parent_only,
+            worker_init_fn=worker_init_fn,
         )
         self.mean, self.std = (torch.tensor(values, device=compute.device) for values in (MEAN, STD))
         # One for all epochs: no other stream takes over the memory that is kept for this one.
@@ -180,7 +180,7 @@ class DeviceLoader:
             raise _lost(f'DataLoader worker (pid {dead[0].pid}) {how}') from error
 
     def _ahead(self, side: torch.cuda.Stream) -> Iterator[tuple[Tensor, Any]]:
-        """On a GPU: each batch is copied and normalised on a stream of its own, while the one before it is used."""
+        """On a GPU: each batch is copied and normalized on a stream of its own, while the one before it is used."""
         main, ready = torch.cuda.current_stream(side.device), None
         for batch in self._loaded():
             with torch.cuda.stream(side):
@@ -198,10 +198,10 @@ class DeviceLoader:
         if isinstance(batch, UserError):
             raise batch
         images, targets = batch
-        images = self.normalise(self.compute.copied(images))
+        images = self.normalize(self.compute.copied(images))
         return self.compute.images(images), self.compute.targets(targets)
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """uint8 N x 3 x H x W to float32, channels-last: to 0..1, then by ImageNet's mean and standard deviation.
 
         A fourth channel is 1 where a pixel is of the image and 0 where it was added around it: that is 0 in the result.
@@ -230,11 +230,11 @@ def told_of_workers() -> Iterator[None]:
         raise _lost(death[0]) from error
 
 
-def _lost(told: str) -> UserError:
+def _lost(message: str) -> UserError:
     if hasattr(signal, 'SIGCHLD'):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise again as the other workers end
     cure = 'if memory ran out, as most often, give fewer --workers; --auto-resume goes on from the last checkpoint'
-    return UserError(f'{told}; {cure}')
+    return UserError(f'{message}; {cure}')
 
 
 def collate(samples: Sequence[Any]) -> Any:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
-from utils.distributed import rank
+from utils.distributed import is_main_process
 from utils.errors import UserError
 from utils.files import write_figure
 from utils.form import ANYTHING, COUNT, NAME, fault
@@ -34,15 +34,15 @@ class Reporter:
     """
 
     def __init__(self, every: int, images: int = 0):
-        self.every, self.images, self.speaks = every, images, rank() == 0
+        self.every, self.images = every, images
 
     def say(self, line: str) -> None:
-        if self.speaks:
+        if is_main_process():
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
 
     def bar(self, batches: Iterator, total: int, start: int = 0, label: str = '') -> tqdm:
-        on_terminal = self.speaks and sys.stdout.isatty() and sys.stderr.isatty()
+        on_terminal = is_main_process() and sys.stdout.isatty() and sys.stderr.isatty()
         return tqdm(batches, label, total, initial=start, leave=False, disable=not on_terminal)
 
     def due(self, step: int, steps: int, common: int) -> bool:
@@ -128,7 +128,7 @@ class Log:
         """Append a line; UserError if the disk is full."""
         try:
             with open(self.path, 'a+b') as file:
-                file.seek(max(file.tell() - 1, 0))
+                file.set_epoch(max(file.tell() - 1, 0))
                 cut_off = file.read(1) not in (b'', b'\n')  # by a kill: that line stays apart from this one
                 file.write(b'\n' * cut_off + json.dumps(record, default=str).encode() + b'\n')
         except OSError as error:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from utils.distributed import sum_over_processes, world_size
+from utils.distributed import all_reduce_sum, world_size
 
 Item = TypeVar('Item')
 
@@ -17,7 +17,7 @@ def zero(device: torch.device) -> Tensor:
     return torch.zeros((), dtype=torch.float32 if device.type == 'mps' else torch.float64, device=device)
 
 
-class Average:
+class AverageMeter:
     """The last value and the running average, weighted by how many samples each value stands for."""
 
     def __init__(self, device: torch.device):
@@ -36,7 +36,7 @@ class Average:
 
     def reduce(self) -> None:
         """Average over the values of all processes; the last value becomes the mean of theirs."""
-        total = sum_over_processes(torch.stack([self.sum, torch.full_like(self.sum, self.count), self.last]))
+        total = all_reduce_sum(torch.stack([self.sum, torch.full_like(self.sum, self.count), self.last]))
         self.sum, self.last = total[0], total[2] / world_size()
         self.count = int(total[1])
 
@@ -83,7 +83,7 @@ class Metrics:
     smooth_loss: float | None = None  # handed on to the next epoch's, by those that have one
 
     def __init__(self, device: torch.device, *names: str):
-        self.averages = {name: Average(device) for name in ('loss', *names)}
+        self.averages = {name: AverageMeter(device) for name in ('loss', *names)}
 
     def update(self, loss: Tensor, outputs: Tensor, targets: Any) -> None:
         """Count a batch, of mean loss (), without waiting for the device."""
@@ -116,7 +116,7 @@ class Metrics:
             average.load_state_dict(state[name])
 
 
-class TopErrors(Metrics):
+class TopKError(Metrics):
     """Loss, top-1 and top-5 error in %, as printed and logged for ImageNet.
 
     With fewer than five classes the right one is always among the first five: Err@5 is 0.

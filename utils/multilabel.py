@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from utils.distributed import gather_over_processes, sum_over_processes
+from utils.distributed import all_gather_rows, all_reduce_sum
 from utils.metrics import Metrics
 
 SIZES = 'small', 'medium', 'large'  # of objects: below 32^2 pixels, below 96^2, and above
@@ -45,7 +45,7 @@ class MultiLabelCounts(Metrics):
 
     def reduce(self) -> None:
         super().reduce()
-        self.counts, self.by_size = sum_over_processes(self.counts), sum_over_processes(self.by_size)
+        self.counts, self.by_size = all_reduce_sum(self.counts), all_reduce_sum(self.by_size)
 
     def progress(self) -> str:
         """Last values and averages of the batches, and on a second line the results so far."""
@@ -88,8 +88,8 @@ class MultiLabelScores(MultiLabelCounts):
 
     def reduce(self) -> None:
         super().reduce()
-        self.scores = [gather_over_processes(torch.cat(self.scores))]
-        self.labels = [gather_over_processes(torch.cat(self.labels))]
+        self.scores = [all_gather_rows(torch.cat(self.scores))]
+        self.labels = [all_gather_rows(torch.cat(self.labels))]
 
     def compute(self) -> dict[str, Any]:
         """Beside the counts' results: mAP in %, recall by size in %, and `classes`, a row of results per class."""

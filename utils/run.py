@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.norm import statistics
+from models.norm import bn_buffers
 from utils import checkpoint
-from utils.checkpoint import Checkpoint, Identity, check_fit, head_difference, load_optimizer, resume, transfer
-from utils.distributed import everyones, is_distributed, rank, together, world_size
+from utils.checkpoint import Checkpoint, CheckpointMeta, check_fit, head_mismatch, load_optimizer, resume, transfer
+from utils.distributed import all_gather_object, is_distributed, is_main_process, rank, together, world_size
 from utils.errors import UserError, reading
 from utils.logger import Log, Reporter
 from utils.metrics import Metrics
@@ -36,7 +36,7 @@ class FiniteLoss:
 
     def check(self, advice: str) -> None:
         """UserError that names the first bad epoch and step of any process, if there is one, and gives the advice."""
-        bad = [place for place in everyones(self.first_bad.item()) if place >= 0]
+        bad = [place for place in all_gather_object(self.first_bad.item()) if place >= 0]
         with together():
             if bad:
                 epoch, step = divmod(min(bad), EPOCH)
@@ -98,11 +98,16 @@ class Run:
     """
 
     def __init__(
-        self, args: Namespace, meta: Identity, files: Files, state: TrainState, plan: dict[str, int], reporter: Reporter
+        self,
+        args: Namespace,
+        meta: CheckpointMeta,
+        files: Files,
+        state: TrainState,
+        plan: dict[str, int],
+        reporter: Reporter,
     ):
         self.args, self.meta, self.files, self.state = args, meta, files, state
         self.plan, self.reporter, self.folder = plan, reporter, args.output
-        self.leads = rank() == 0  # the other processes of a job write nothing
         self.log = Log(self.folder)
         self.finite = FiniteLoss(next(state.model.parameters()).device)
         self.epoch = self.step = self.seed = 0
@@ -114,12 +119,12 @@ class Run:
 
     def begin(self, found: Checkpoint | None, device: str) -> None:
         """Start afresh, resume `found` or transfer it, and log the arguments; UserError if it fits neither way."""
-        difference = found and head_difference(found, self.state.model, self.meta)
+        difference = found and head_mismatch(found, self.state.model, self.meta)
         if found and not difference:
             self._resume(found)
         else:
             self._start(found, difference)
-        if self.leads:
+        if is_main_process():
             checkpoint.remove_leftovers(self.folder, lambda name: self.files.include(name, self.args.epochs))
             facts = {'device': device, 'from_epoch': self.epoch, 'from_step': self.step}
             self.log.start(vars(self.args), self.files.last, **facts)
@@ -164,12 +169,12 @@ class Run:
                 names.append(self.files.best)
         if self.files.due(self.epoch + 1, self.args.epochs):
             names.append(self.files.numbered(self.epoch + 1))
-        if self.leads:
+        if is_main_process():
             self.log.note(epoch=self.epoch, lr=learning_rate, **results, **self._best())
         self.smooth_loss = self.metrics.smooth_loss
         self.epoch, self.step, self.metrics = self.epoch + 1, 0, None
         self.save(*names)
-        if self.leads:
+        if is_main_process():
             self.log.draw()
 
     def save(self, *names: str) -> None:
@@ -192,7 +197,7 @@ class Run:
             **self._best(),
         }
         with together():
-            if self.leads:
+            if is_main_process():
                 checkpoint.write(content, *(self.folder / name for name in names[::-1]))
         self.newest = self.folder / names[0]
 
@@ -203,9 +208,9 @@ class Run:
         """What each process of a job has of its own: running statistics, and counts inside an epoch."""
         if not is_distributed():
             return {}
-        own = {name: value.cpu() for name, value in statistics(self.state.model).items()}
+        own = {name: value.cpu() for name, value in bn_buffers(self.state.model).items()}
         counts = None if self._position() is None else self.metrics.state_dict()
-        return {'processes': everyones({'statistics': own, 'metrics': counts})}
+        return {'processes': all_gather_object({'statistics': own, 'metrics': counts})}
 
     def _position(self) -> dict[str, Any] | None:
         if self.step == 0 or self.metrics is None:
@@ -258,10 +263,10 @@ class Run:
     def _take_own(self, found: Checkpoint) -> None:
         """Go on with this process's own statistics and counts; a job of another size takes the first one's."""
         if found.processes and len(found.processes) == world_size():
-            own, statistics_here = found.processes[rank()], statistics(self.state.model)
-            check_fit(statistics_here, own['statistics'], found.path)
-            for name, value in statistics_here.items():
+            own, buffers = found.processes[rank()], bn_buffers(self.state.model)
+            check_fit(buffers, own['statistics'], found.path)
+            for name, value in buffers.items():
                 value.copy_(own['statistics'][name])
             self.metrics_state = own['metrics']
-        elif not self.leads:
+        elif not is_main_process():
             self.metrics_state = None

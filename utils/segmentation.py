@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from utils.device import HostCopy, Runner
-from utils.distributed import sum_over_processes, world_size
+from utils.distributed import all_reduce_sum, world_size
 from utils.metrics import Metrics
 
 IGNORED = 255  # the label of pixels that do not count
@@ -41,7 +41,7 @@ class ConfusionMatrix:
 
     def reduce(self) -> None:
         """Let every process have the counts of all."""
-        self.counts = sum_over_processes(self.counts)
+        self.counts = all_reduce_sum(self.counts)
 
     def compute(self) -> dict[str, Any]:
         """In %: `iou` per class, 0 where a class is in neither truth nor prediction, and its mean over all classes
@@ -72,7 +72,7 @@ def shared_segmentation_loss(outputs: Tensor, targets: Target) -> Tensor:
     All processes must call it together. A mean of their own means would weigh pixels by who has them.
     """
     total, count = _summed_loss(outputs, targets)
-    return total / sum_over_processes(count).clamp(min=1) * world_size()
+    return total / all_reduce_sum(count).clamp(min=1) * world_size()
 
 
 def _summed_loss(outputs: Tensor, targets: Target) -> tuple[Tensor, Tensor]:

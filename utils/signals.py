@@ -19,7 +19,7 @@ class Stopped(SystemExit):
     """Ends the process with 143 (SIGTERM) or 130 (Ctrl-C), as if the signal had killed it."""
 
 
-class StopRequest:
+class SignalHandler:
     """Context in which the first SIGTERM or Ctrl-C is noted and a second one kills the process at once."""
 
     signals = (signal.SIGTERM, signal.SIGINT)
@@ -28,7 +28,7 @@ class StopRequest:
         self.received = 0  # number of the signal
         self.exchanged: tuple[distributed.Work, Tensor] | None = None
 
-    def __enter__(self) -> 'StopRequest':
+    def __enter__(self) -> 'SignalHandler':
         self._before = {number: signal.signal(number, self._note) for number in self.signals}
         return self
 
@@ -37,7 +37,7 @@ class StopRequest:
             self._finish_exchange()
         for number, handler in self._before.items():
             signal.signal(number, handler)
-            if number == self.received and isinstance(getattr(handler, '__self__', None), StopRequest):
+            if number == self.received and isinstance(getattr(handler, '__self__', None), SignalHandler):
                 handler(number, None)  # of a caller that has more to do afterwards, and shall not
 
     def check(self) -> None:
@@ -64,7 +64,7 @@ class StopRequest:
         self.received = number
 
 
-def obey_parent_only(_: int) -> None:
+def worker_init_fn(_: int) -> None:
     """For a DataLoader's workers: a signal meant for all processes must not take them from a run about to save.
 
     SIGTERM from the parent, which ends its workers with it, still counts. (macOS cannot tell who sent a signal.)

@@ -16,14 +16,15 @@ from torch.utils.data import Dataset
 
 from models.cost import count_parameters
 from models.fused import fused
-from models.norm import batch_norms, statistics, train_but_frozen_norms
+from models.norm import batch_norms, bn_buffers, train_with_frozen_bn
 from utils import checkpoint
-from utils.checkpoint import Checkpoint, Identity, load_for_evaluation
+from utils.checkpoint import Checkpoint, CheckpointMeta, load_for_evaluation
 from utils.device import Compute, Runner, keep_freed_memory
 from utils.distributed import (
-    average_over_processes,
-    everyones,
+    all_gather_object,
+    all_reduce_mean,
     is_distributed,
+    is_main_process,
     mean_of_results,
     rank,
     together,
@@ -31,11 +32,18 @@ from utils.distributed import (
 )
 from utils.errors import UserError
 from utils.files import lock
-from utils.loader import DeviceLoader, EvalBatches, TrainBatches, micro_batches, smallest_part, told_of_workers
+from utils.loader import (
+    DeviceLoader,
+    EvalBatchSampler,
+    TrainBatchSampler,
+    micro_batches,
+    smallest_part,
+    told_of_workers,
+)
 from utils.logger import Reporter
 from utils.metrics import Clock, Metrics
 from utils.run import Files, Run, TrainState
-from utils.signals import StopRequest
+from utils.signals import SignalHandler
 
 Loss = Callable[[Tensor, Any], Tensor]  # (outputs, targets) -> mean loss ()
 NewMetrics = Callable[[torch.device], Metrics]
@@ -111,7 +119,7 @@ def train_epoch(
     loader: DeviceLoader,
     metrics: Metrics,
     run: Run,
-    stop: StopRequest,
+    stop: SignalHandler,
 ) -> dict[str, Any]:
     """Train from where the run is to the end of the epoch; what `metrics` computes over all of the epoch.
 
@@ -119,10 +127,10 @@ def train_epoch(
     stopping loses nothing: there Stopped is raised if a signal came, and the run saves if it is time. Micro-batches at
     the epoch's end that do not fill an update are run and discarded, as in the reference.
     """
-    train_but_frozen_norms(training_step.model)
+    train_with_frozen_bn(training_step.model)
     training_step.optimizer.zero_grad()
     clock, steps, reporter = Clock(), len(loader), run.reporter
-    loader.batches.seek(run.epoch, run.step)
+    loader.batches.set_epoch(run.epoch, run.step)
     batches = reporter.bar(clock.measure(loader), steps, run.step, f'Epoch {run.epoch}')
     for step, (images, targets) in enumerate(batches, run.step):
         outputs, loss = training_step(step, images, targets)
@@ -147,7 +155,7 @@ def train_epoch(
 @told_of_workers()
 @torch.inference_mode()
 def evaluate(
-    tester: Tester, loss: Loss, loader: DeviceLoader, metrics: Metrics, reporter: Reporter, stop: StopRequest
+    tester: Tester, loss: Loss, loader: DeviceLoader, metrics: Metrics, reporter: Reporter, stop: SignalHandler
 ) -> dict[str, Any]:
     """What `metrics` computes over all batches of the loader. Raises Stopped after a signal.
 
@@ -167,7 +175,7 @@ def evaluate(
         metrics.reduce()
         results = metrics.compute()
     else:
-        results = mean_of_results(everyones(metrics.compute()))
+        results = mean_of_results(all_gather_object(metrics.compute()))
     reporter.say(metrics.summary(results))
     return results
 
@@ -182,7 +190,7 @@ class Trainer:
     def __init__(
         self,
         args: Namespace,
-        meta: Identity,
+        meta: CheckpointMeta,
         files: Files,
         model: nn.Module,
         loss: Loss,
@@ -226,7 +234,7 @@ class Trainer:
             load_for_evaluation(self.model, found, self.meta)
         self._describe(f'{len(val_set):,} test', f'{self.micro_batch} at a time')
         loader = self._eval_loader(val_set, groups, share=True)
-        with StopRequest() as stop:
+        with SignalHandler() as stop:
             return self._test(Tester(self.model, self.compute, wrap), loader, metrics, stop)
 
     @told_of_workers()
@@ -246,14 +254,14 @@ class Trainer:
         args, compute, reporter = self.args, self.compute, self.reporter
         with together():
             self._check(train_set)
-            folder = nullcontext() if rank() else lock(args.output)
+            folder = lock(args.output) if is_main_process() else nullcontext()
         with together():  # when the folder is ours: its checkpoint stays as it is read
             found = find_checkpoint(args, self.files)
         images = f'{len(train_set):,} training' + (f' and {len(val_set):,} test' if val_set is not None else '')
         self._describe(images, f'{self.accum_steps} x {self.micro_batch} per update')
         keep_freed_memory(compute.device)
         training_step = TrainingStep(self.model, self.loss, compute, optimizer, self.accum_steps)
-        with folder, StopRequest() as stop:
+        with folder, SignalHandler() as stop:
             with together():
                 plan = {'samples': len(train_set), 'micro-batch': self.micro_batch, 'accumulate': self.accum_steps}
                 state = TrainState(self.model, optimizer, training_step.scaler)
@@ -273,20 +281,20 @@ class Trainer:
                         results['val'] = self._test(tester, val_loader, val_metrics, stop)
                     run.finish_epoch(schedule(run.epoch + (run.step - 1) / run.step), **results)
 
-    def _test(self, tester: Tester, loader: DeviceLoader, metrics: NewMetrics, stop: StopRequest) -> dict[str, Any]:
+    def _test(self, tester: Tester, loader: DeviceLoader, metrics: NewMetrics, stop: SignalHandler) -> dict[str, Any]:
         if self.args.average_bn:
-            average_over_processes(statistics(self.model).values())
+            all_reduce_mean(bn_buffers(self.model).values())
         return evaluate(tester, self.loss, loader, metrics(self.compute.device), self.reporter, stop)
 
     def _eval_loader(self, val_set: Dataset, groups: Sequence[Sequence[int]] | None, share: bool) -> DeviceLoader:
         """Of processes whose running statistics are the same each has its share; else each tests its own on all."""
         place = (rank(), world_size()) if share else (0, 1)
-        batches = EvalBatches(groups or [range(len(val_set))], max(self.micro_batch // world_size(), 1), *place)
+        batches = EvalBatchSampler(groups or [range(len(val_set))], max(self.micro_batch // world_size(), 1), *place)
         return DeviceLoader(val_set, batches, self.compute, self.args.workers)
 
-    def _train_batches(self, train_set: Dataset, seed: int) -> TrainBatches:
+    def _train_batches(self, train_set: Dataset, seed: int) -> TrainBatchSampler:
         place = rank(), world_size(), self.compute.devices
-        return TrainBatches(len(train_set), self.micro_batch, seed, self._smallest, *place)
+        return TrainBatchSampler(len(train_set), self.micro_batch, seed, self._smallest, *place)
 
     @property
     def _smallest(self) -> int | None:
@@ -301,9 +309,9 @@ class Trainer:
         if images % world_size():
             raise UserError(f'{world_size()} processes cannot share micro-batches of {images} equally (--batch-size)')
         part = smallest_part(images // world_size(), self.compute.devices)
-        if part < (self._smallest or 1) and not args.sync_bn:  # by which all processes' are normalised together
-            told = f'{args.arch} trains on {self._smallest} images per device, or with --freeze-bn'
-            raise UserError(f'--batch-size {args.batch_size}: {told}')
+        if part < (self._smallest or 1) and not args.sync_bn:  # by which all processes' are normalized together
+            message = f'{args.arch} trains on {self._smallest} images per device, or with --freeze-bn'
+            raise UserError(f'--batch-size {args.batch_size}: {message}')
         if part == 1 and self._smallest is None and args.image_size < 64 and not args.sync_bn:
             cure = 'give a larger --image-size or --batch-size, or a smaller --num-gpus'
             raise UserError(f'{args.arch} cannot train on single images of {args.image_size} pixels: {cure}')

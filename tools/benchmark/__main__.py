@@ -128,8 +128,8 @@ def report_launches(folder: str, environment: Mapping[str, str], rounds: int) ->
     rows = []
     for number in range(rounds + 1):
         rows.append(launch(folder, environment))
-        told = ' | '.join(f'{rows[-1][stage]:.2f}' for stage in (*STAGES, 'total'))
-        print(f'| {"again" if number else "first"} | {told} |', flush=True)
+        message = ' | '.join(f'{rows[-1][stage]:.2f}' for stage in (*STAGES, 'total'))
+        print(f'| {"again" if number else "first"} | {message} |', flush=True)
     totals = [row['total'] for row in rows[1:]]
     print(f'launched again: {statistics.median(totals):.2f} s ({min(totals):.2f} to {max(totals):.2f})')
     return rows

@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from data.image_folder import RandomCrop, open_folder, open_pixels
+from data.image_folder import RandomResizedCropFlip, decode_image, open_folder
 from tools.benchmark.timing import interleaved, rates
 from utils.device import Compute
-from utils.loader import MEAN, STD, DeviceLoader, TrainBatches
+from utils.loader import MEAN, STD, DeviceLoader, TrainBatchSampler
 
 CLASSES = 8
 
@@ -54,9 +54,9 @@ def rows_of(folder: Path, workers: int, rounds: int) -> list[dict[str, Any]]:
 def loaders(folder: Path, workers: int) -> dict[str, Callable[[], int]]:
     """Functions that load one epoch and say how many images that were: torchvision's pipeline first, and ours."""
     theirs = ImageFolder(str(folder), usual_transform())
-    ours = open_folder(folder, RandomCrop(224), open_pixels)
+    ours = open_folder(folder, RandomResizedCropFlip(224), decode_image)
     usual = DataLoader(theirs, 32, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
-    loader = DeviceLoader(ours, TrainBatches(len(ours), 32, seed=0, smallest=1), Compute('cpu'), workers)
+    loader = DeviceLoader(ours, TrainBatchSampler(len(ours), 32, seed=0, smallest=1), Compute('cpu'), workers)
     return {
         'torchvision, float32': lambda: count_images(usual),
         'ours, float32': lambda: count_images(loader),

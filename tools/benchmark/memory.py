@@ -15,7 +15,7 @@ import torch
 
 import models
 from data.voc import CLASSES
-from models.norm import freeze_norms, train_but_frozen_norms
+from models.norm import freeze_bn_layers, train_with_frozen_bn
 from tools.benchmark.timing import Apart
 from utils.cli import Parser, positive_int
 from utils.device import Compute
@@ -66,9 +66,9 @@ def training(arch: str, batch: int, recomputed: bool, args: Namespace) -> Callab
     compute = Compute(args.device, args.amp, all_gpus=False)
     model = models.build_segmenter(arch, len(CLASSES), checkpoint_activations=recomputed)
     if batch < model.smallest_batch:
-        freeze_norms(model)
+        freeze_bn_layers(model)
     model = compute.place(model)
-    train_but_frozen_norms(model)
+    train_with_frozen_bn(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.007, 0.9, fused=compute.device.type == 'cuda')
     training_step = TrainingStep(model, segmentation_loss, compute, optimizer)
     images = compute.images(torch.randn(batch, 3, args.crop_size, args.crop_size))

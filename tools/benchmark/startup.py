@@ -23,7 +23,7 @@ from tools.benchmark.loaders import draw_pictures, link_pictures
 from utils.cli import Parser
 from utils.device import Compute
 from utils.errors import UserError, exit_cleanly
-from utils.loader import DeviceLoader, TrainBatches
+from utils.loader import DeviceLoader, TrainBatchSampler
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PICTURES = 48  # which share the names of a made set: a file has at most 65,000 on ext4
@@ -66,7 +66,7 @@ def main(args: Namespace) -> None:
     moments = [time.monotonic()]
     train, _ = open_train_and_val(settings.data, settings.image_size)
     moments.append(time.monotonic())
-    batches = TrainBatches(len(train), 8, seed=0, smallest=1)
+    batches = TrainBatchSampler(len(train), 8, seed=0, smallest=1)
     images, _ = next(iter(DeviceLoader(train, batches, Compute(settings.device), settings.workers)))
     images.sum().item()  # waits for a GPU
     print(json.dumps([*moments, time.monotonic()]))

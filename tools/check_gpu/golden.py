@@ -103,8 +103,8 @@ def output_error(output: Tensor, recorded: dict) -> float:
     flat, points = output.detach().flatten().double().cpu().numpy(), np.array(recorded['points'])
     scale = np.abs(points).max()
     found = [*flat[np.linspace(0, flat.size - 1, 32).astype(int)], flat.mean(), flat.std(ddof=1)]
-    wanted = [*points, recorded['mean'], recorded['std']]
-    return worst(relative(*pair, scale) for pair in zip(found, wanted, strict=True))
+    expected = [*points, recorded['mean'], recorded['std']]
+    return worst(relative(*pair, scale) for pair in zip(found, expected, strict=True))
 
 
 def norm_errors(tensors: dict[str, Tensor], recorded: dict[str, float], floor: float = 0.0) -> Errors:
@@ -190,7 +190,7 @@ def samples(case: dict) -> list[Samples]:
     return [Samples(images[part], targets[part], classes) for part in (slice(end), slice(end, None))]
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalized(images: Tensor) -> Tensor:
     """As DeviceLoader's, in float64."""
     mean, std = (torch.tensor(part, dtype=torch.float64, device=images.device)[:, None, None] for part in (MEAN, STD))
     values = (images[:, :3].double() / 255 - mean) / std

@@ -10,15 +10,15 @@ from torch import Tensor
 
 import classify
 import segment
-from models.norm import freeze_norms
+from models.norm import freeze_bn_layers
 from tools.check_gpu import golden
 from tools.check_gpu.nets import compute_of, filled, recomputing, training_step_of
 from tools.check_gpu.result import Result, at_most, distance
 from tools.check_gpu.trainings import Losses, new_run
-from utils.loader import DeviceLoader, TrainBatches
+from utils.loader import DeviceLoader, TrainBatchSampler
 from utils.schedules import poly, step_decay
 from utils.segmentation import segmentation_loss
-from utils.signals import StopRequest
+from utils.signals import SignalHandler
 from utils.trainer import Tester, TrainingStep, train_epoch
 
 FAMILIES = (  # one net of each, and of the segmenters
@@ -43,13 +43,13 @@ def golden_in_float64(device: torch.device, net: str) -> Result:
 def golden_in_less(device: torch.device, net: str) -> Result:
     """The fused output against the recorded one, and all gradients together against those in float64; in float32 and,
     beside it, bfloat16."""
-    exact, told, holds = gradients(device, net, torch.float64), [], True
+    exact, message, holds = gradients(device, net, torch.float64), [], True
     for amp, bounds in BOUNDS.items():
         errors = output_error(device, net, amp), distance(gradients(device, net, torch.float32, amp), exact)
         holds &= all(error <= bound for error, bound in zip(errors, bounds, strict=True))
-        told.append(f'{amp} {errors[0]:.1e}, {errors[1]:.1e}')
+        message.append(f'{amp} {errors[0]:.1e}, {errors[1]:.1e}')
     bounds = '; '.join(f'{amp} {output:.0e}, {gradient:.0e}' for amp, (output, gradient) in BOUNDS.items())
-    return Result(holds, '; '.join(told), f'output, gradients at most: {bounds}')
+    return Result(holds, '; '.join(message), f'output, gradients at most: {bounds}')
 
 
 def output_error(device: torch.device, net: str, amp: str) -> float:
@@ -75,10 +75,10 @@ def gradients(device: torch.device, net: str, dtype: torch.dtype, amp: str = 'of
 
 
 class DoubleLoader(DeviceLoader):
-    """Normalises in float64."""
+    """Normalizes in float64."""
 
-    def normalise(self, images: Tensor) -> Tensor:
-        return golden.normalised(images)
+    def normalize(self, images: Tensor) -> Tensor:
+        return golden.normalized(images)
 
 
 def trajectory(device: torch.device, name: str) -> Result:
@@ -86,7 +86,7 @@ def trajectory(device: torch.device, name: str) -> Result:
     case = golden.load('golden_training')['cases'][name]
     (training_step, schedule), dataset = recorded_recipe(device, case), golden.samples(case)[0]
     smallest = training_step.model.smallest_batch if case['script'] == 'segment' else None
-    batches = TrainBatches(len(dataset), case['micro_batch'], 0, smallest)
+    batches = TrainBatchSampler(len(dataset), case['micro_batch'], 0, smallest)
     loader = DoubleLoader(dataset, batches, training_step.compute, 0)
     losses, updates = Losses(), []
     training_step.optimizer.register_step_pre_hook(
@@ -96,7 +96,7 @@ def trajectory(device: torch.device, name: str) -> Result:
         run = new_run(Path(folder), training_step, case['epochs'])
         for run.epoch in range(case['start_epoch'], case['epochs']):
             run.step = 0
-            train_epoch(training_step, schedule, loader, losses, run, StopRequest())
+            train_epoch(training_step, schedule, loader, losses, run, SignalHandler())
     values = [value.item() for value in losses.values]
     return at_most(golden.TOLERANCE, golden.trajectory_errors(case, values, updates, training_step))
 
@@ -109,7 +109,7 @@ def recorded_recipe(device: torch.device, case: dict) -> tuple[TrainingStep, Cal
         name = f'{case["arch"]}/seg'
         model = compute.place(filled(name, dtype=torch.float64, **recomputing(name)))
         if args.freeze_bn:
-            freeze_norms(model)
+            freeze_bn_layers(model)
         optimizer = torch.optim.SGD(segment.parameter_groups(model, args.last_mult), args.base_lr, 0.9)
         schedule = partial(poly, args.base_lr, epochs=case['epochs'])
         return TrainingStep(model, segmentation_loss, compute, optimizer), schedule

@@ -31,8 +31,8 @@ def tf32_is_tf32(device: torch.device) -> Result:
     compute_of(device, 'tf32')
     errors = product_errors(device)
     compute_of(device)
-    told = ', '.join(f'{name} {error:.1e}' for name, error in errors.items())
-    return Result(all(1e-5 < error < 1e-2 for error in errors.values()), told, 'between 1e-05 and 1e-02')
+    message = ', '.join(f'{name} {error:.1e}' for name, error in errors.items())
+    return Result(all(1e-5 < error < 1e-2 for error in errors.values()), message, 'between 1e-05 and 1e-02')
 
 
 def product_errors(device: torch.device) -> dict[str, float]:
@@ -57,9 +57,9 @@ def segmenters_resize_in_float32(device: torch.device, side: int = 513) -> Resul
         return F.interpolate(x, (side, side), mode='bilinear', align_corners=True)
 
     exact = torch.zeros_like(gradient, dtype=torch.float64).requires_grad_()
-    (wanted,) = torch.autograd.grad(resize(exact).sum(), exact)
+    (expected,) = torch.autograd.grad(resize(exact).sum(), exact)
     in_bf16 = gradient_error(resize, gradient.shape, device)
-    return at_most(ROUNDED, {f'gradient; resized in bf16 {in_bf16:.0e}': distance([gradient], [wanted])})
+    return at_most(ROUNDED, {f'gradient; resized in bf16 {in_bf16:.0e}': distance([gradient], [expected])})
 
 
 def up_may_add_in_bf16(device: torch.device) -> Result:
@@ -121,8 +121,8 @@ def data_parallel(device: torch.device) -> Result:
     training_step.model.layer1.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     training_step.runner(noise(8, 3, SIDE, SIDE).to('cuda'))
     error = distance(found[True], found[False])
-    told = f'{error:.1e} (gradients), {", ".join(map(str, set(dtypes)))}'
-    return Result(error <= 1e-10 and set(dtypes) == {torch.bfloat16}, told, 'at most 1e-10, torch.bfloat16')
+    message = f'{error:.1e} (gradients), {", ".join(map(str, set(dtypes)))}'
+    return Result(error <= 1e-10 and set(dtypes) == {torch.bfloat16}, message, 'at most 1e-10, torch.bfloat16')
 
 
 def current_device(device: torch.device) -> Result:
@@ -133,8 +133,8 @@ def current_device(device: torch.device) -> Result:
     compute = Compute(str(last), 'off')
     found = torch.cuda.current_device(), compute.name
     torch.cuda.set_device(device)
-    wanted = last.index, torch.cuda.get_device_name(last)
-    return Result(found == wanted, f'{found[1]}, number {found[0]}', f'number {wanted[0]}')
+    expected = last.index, torch.cuda.get_device_name(last)
+    return Result(found == expected, f'{found[1]}, number {found[0]}', f'number {expected[0]}')
 
 
 def cudnn_chooses(device: torch.device) -> Result:

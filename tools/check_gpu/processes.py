@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, distributed
 
-from models.norm import freeze_norms, train_but_frozen_norms
+from models.norm import freeze_bn_layers, train_with_frozen_bn
 from tools.check_gpu.nets import compute_of, filled, noise, training_step_of
 from tools.check_gpu.result import Result, at_most, distance
 from tools.check_gpu.trainings import noise as noise_of
@@ -25,7 +25,7 @@ from tools.check_gpu.ways import SIDE, loss_of_first_class
 from utils.cli import Parser, add_device_argument, add_distributed_arguments
 from utils.device import Compute
 from utils.distributed import job, rank, world_size
-from utils.loader import DeviceLoader, TrainBatches, available_cores
+from utils.loader import DeviceLoader, TrainBatchSampler, available_cores
 
 ROOT = Path(__file__).parent.parent.parent
 LIMIT = 120  # seconds after which a process hangs
@@ -38,12 +38,13 @@ def two_processes(device: torch.device) -> Result:
         if any(process.returncode for process in processes):
             raise RuntimeError(''.join(errors))
         found = [torch.load(Path(folder, f'{number}.pt')) for number in range(2)]
-    wanted = [gradient.cpu() for gradient in gradients(compute_of(device))]
-    told = {f'gradients of process {n}': distance(part['gradients'], wanted) for n, part in enumerate(found)}
-    result = at_most(1e-10, told)
+    expected = [gradient.cpu() for gradient in gradients(compute_of(device))]
+    message = {f'gradients of process {n}': distance(part['gradients'], expected) for n, part in enumerate(found)}
+    result = at_most(1e-10, message)
     memories, workers, cores = found[0]['memories'], sum(part['workers'] for part in found), max(available_cores(), 2)
-    holds = result.holds and memories < len(wanted) and workers <= cores
-    measured = f'{result.measured}, {len(wanted)} gradients in {memories} buckets, {workers} workers, {backend(device)}'
+    holds = result.holds and memories < len(expected) and workers <= cores
+    measured = f'{result.measured}, {len(expected)} gradients in {memories} buckets, {workers} workers'
+    measured += f', {backend(device)}'
     return Result(holds, measured, f'{result.bound}, fewer buckets, at most {cores} workers')
 
 
@@ -95,7 +96,7 @@ def main(args: Namespace) -> None:
         if args.what == 'gradients':
             own = gradients(compute, rank(), world_size())
             memories = len({gradient.untyped_storage().data_ptr() for gradient in own})
-            loader = DeviceLoader(noise_of('imagenet', 4, 32), TrainBatches(4, 2, 0), compute, workers=1000)
+            loader = DeviceLoader(noise_of('imagenet', 4, 32), TrainBatchSampler(4, 2, 0), compute, workers=1000)
             found = {'gradients': [gradient.cpu() for gradient in own], 'memories': memories}
             torch.save(found | {'workers': loader.loader.num_workers}, Path(args.folder, f'{rank()}.pt'))
         else:
@@ -104,9 +105,9 @@ def main(args: Namespace) -> None:
 
 def gradients(compute: Compute, share: int = 0, shares: int = 1) -> list[Tensor]:
     """Those of a share of a batch, summed with the others', in float64 and with frozen batch norms."""
-    model = freeze_norms(filled('resnext', 9, dtype=torch.float64))
+    model = freeze_bn_layers(filled('resnext', 9, dtype=torch.float64))
     training_step = training_step_of(model, compute, loss_of_first_class)
-    train_but_frozen_norms(training_step.model)
+    train_with_frozen_bn(training_step.model)
     images = noise(8, 3, SIDE, SIDE, dtype=torch.float64).tensor_split(shares)[share]
     _, loss = training_step.forward(compute.images(images), None)
     training_step.backward(loss)

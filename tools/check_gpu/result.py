@@ -25,10 +25,10 @@ def at_most(bound: float, errors: Mapping[str, float]) -> Result:
     return Result(errors[name] <= bound, f'{errors[name]:.1e} ({name})', f'at most {bound:.0e}')
 
 
-def distance(found: Iterable[Tensor], wanted: Iterable[Tensor]) -> float:
+def distance(found: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
     """The L2 norm of all differences together in parts of that of what is wanted."""
     difference = size = 0.0
-    for a, b in zip(found, wanted, strict=True):
+    for a, b in zip(found, expected, strict=True):
         difference += (a.detach().double() - b.detach().double()).square().sum().item()
         size += b.detach().double().square().sum().item()
     return (difference / size) ** 0.5

@@ -11,13 +11,13 @@ from tools.check_gpu.golden import Samples
 from tools.check_gpu.nets import FAMILIES, compute_of, training_step_of
 from tools.check_gpu.result import Result, at_most, distance
 from utils import checkpoint
-from utils.checkpoint import Identity
-from utils.loader import DeviceLoader, TrainBatches
+from utils.checkpoint import CheckpointMeta
+from utils.loader import DeviceLoader, TrainBatchSampler
 from utils.logger import Log, Reporter
-from utils.metrics import TopErrors
+from utils.metrics import TopKError
 from utils.run import Files, Run, TrainState
 from utils.segmentation import Target
-from utils.signals import StopRequest
+from utils.signals import SignalHandler
 from utils.trainer import TrainingStep, train_epoch
 
 CLASSES = [str(number) for number in range(10)]
@@ -80,7 +80,7 @@ def new_run(folder: Path, training_step: TrainingStep, epochs: int, save_steps: 
     args = Namespace(output=folder, epochs=epochs, save_steps=save_steps, seed=0, start_epoch=0)
     state = TrainState(training_step.model, training_step.optimizer, training_step.scaler)
     plan = {'samples': 8, 'micro-batch': 4, 'accumulate': training_step.accum_steps}
-    run = Run(args, Identity('imagenet', 'net', CLASSES), Files(LAST), state, plan, Silent())
+    run = Run(args, CheckpointMeta('imagenet', 'net', CLASSES), Files(LAST), state, plan, Silent())
     run.log = QuietLog(folder)
     return run
 
@@ -120,10 +120,10 @@ def trained(device: torch.device, folder: Path, kill_at: int = 0) -> list[Tensor
     training_step.optimizer.register_step_pre_hook(before_update)
     run, last = new_run(folder, training_step, epochs=2, save_steps=1), folder / LAST
     run.begin(checkpoint.read(last) if last.exists() else None, str(compute))
-    loader = DeviceLoader(dataset, TrainBatches(len(dataset), 4, run.seed), compute, 0)
+    loader = DeviceLoader(dataset, TrainBatchSampler(len(dataset), 4, run.seed), compute, 0)
     while run.epoch < run.args.epochs:
-        metrics = run.resumed_metrics(TopErrors(device))
-        results = train_epoch(training_step, lambda epoch: 0.05, loader, metrics, run, StopRequest())
+        metrics = run.resumed_metrics(TopKError(device))
+        results = train_epoch(training_step, lambda epoch: 0.05, loader, metrics, run, SignalHandler())
         run.finish_epoch(0.05, train=results)
     momenta = [state['momentum_buffer'] for state in training_step.optimizer.state.values()]
     return [value for value in training_step.model.state_dict().values() if value.is_floating_point()] + momenta

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 from tools.check_gpu.nets import compute_of, filled, recomputing, training_step_of
 from tools.check_gpu.result import Result, skipped
 from tools.check_gpu.trainings import CLASSES, noise
-from utils.loader import DeviceLoader, EvalBatches, TrainBatches
-from utils.metrics import Metrics, TopErrors
+from utils.loader import DeviceLoader, EvalBatchSampler, TrainBatchSampler
+from utils.metrics import Metrics, TopKError
 from utils.multilabel import MultiLabelCounts, MultiLabelScores, multilabel_loss
 from utils.run import FiniteLoss
 from utils.segmentation import RunningLoss, SegmentationScores, Target, shared_segmentation_loss
@@ -29,7 +29,7 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    'imagenet': Task('resnext50_elastic', cross_entropy, TopErrors, TopErrors),
+    'imagenet': Task('resnext50_elastic', cross_entropy, TopKError, TopKError),
     'coco': Task(
         'dla60x_elastic',
         multilabel_loss,
@@ -59,12 +59,12 @@ def waiting_is_an_error(device: torch.device) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def without_waiting(device: torch.device, work: Callable[[], None], told: str) -> Result:
+def without_waiting(device: torch.device, work: Callable[[], None], message: str) -> Result:
     """Do it, since first calls may wait, and once more where waiting is an error."""
     work()
     with waiting_is_an_error(device):
         work()
-    return Result(True, told, 'no call that waits') if device.type == 'cuda' else skipped('on a CPU nothing waits')
+    return Result(True, message, 'no call that waits') if device.type == 'cuda' else skipped('on a CPU nothing waits')
 
 
 def training_does_not_wait(
@@ -77,7 +77,7 @@ def training_does_not_wait(
     name = net or name
     model = filled(name, len(CLASSES), **recomputing(name)).train()
     training_step = training_step_of(model, compute_of(device, amp), loss)
-    loader = DeviceLoader(noise(task, 8, side), TrainBatches(8, 4, 0), training_step.compute, 0)
+    loader = DeviceLoader(noise(task, 8, side), TrainBatchSampler(8, 4, 0), training_step.compute, 0)
     metrics, finite = metrics_of(device), FiniteLoss(device)
 
     def epoch() -> None:
@@ -97,7 +97,7 @@ def testing_does_not_wait(
     name, loss, _, metrics_of = TASKS[task]
     compute = compute_of(device, amp)
     tester = Tester(compute.place(filled(net or name, len(CLASSES))), compute)
-    loader = DeviceLoader(noise(task, 8, side), EvalBatches([range(8)], 4), compute, 0)
+    loader = DeviceLoader(noise(task, 8, side), EvalBatchSampler([range(8)], 4), compute, 0)
     with torch.inference_mode():
         test, metrics = tester.load(), metrics_of(device)
 
@@ -110,22 +110,22 @@ def testing_does_not_wait(
 
 
 def batches_arrive_whole(device: torch.device, count: int = 256, side: int = 224, workers: int = 2) -> Result:
-    """Copied and normalised ahead on the loader's stream, three epochs of batches are what they are without it; once
+    """Copied and normalized ahead on the loader's stream, three epochs of batches are what they are without it; once
     all its memory is there, no epoch takes more."""
     dataset, compute = noise('imagenet', count, side), compute_of(device)
-    loader = DeviceLoader(dataset, TrainBatches(count, 32, 0), compute, workers)
+    loader = DeviceLoader(dataset, TrainBatchSampler(count, 32, 0), compute, workers)
     everything, wrong, reserved = dataset.images.to(device), torch.zeros((), dtype=torch.int64, device=device), []
     busy = torch.rand(2048, 2048, device=device) if device.type == 'cuda' else torch.rand(8, 8)
     for epoch in range(3):
-        loader.batches.seek(epoch)
+        loader.batches.set_epoch(epoch)
         orders = [torch.tensor([index for _, index in batch]).to(device) for batch in loader.batches]
         for (images, _), order in zip(loader, orders, strict=True):
             for _ in range(10):  # so that this stream is behind the loader's
                 busy = (busy @ busy).clamp(0, 1)
-            wrong += (images != loader.normalise(everything[order])).sum()
+            wrong += (images != loader.normalize(everything[order])).sum()
         reserved.append(torch.cuda.memory_reserved(device) if device.type == 'cuda' else 0)
-    told = f'{wrong.item()} values differ, {(reserved[2] - reserved[1]) / 2**20:.0f} MiB more in the last epoch'
-    return Result(wrong.item() == 0 and reserved[1] == reserved[2], told, '0, 0')
+    message = f'{wrong.item()} values differ, {(reserved[2] - reserved[1]) / 2**20:.0f} MiB more in the last epoch'
+    return Result(wrong.item() == 0 and reserved[1] == reserved[2], message, '0, 0')
 
 
 def masks_come_late_and_whole(device: torch.device, side: int = 513) -> Result:

@@ -19,14 +19,14 @@ def tests_alike(device: torch.device, net: str, **way) -> Result:
         found = [tester.load()(compute.images(images[:count])) for count in (4, 3)]
         plain = compute_of(device, channels_last=False)
         model = plain.place(filled(net, 9))
-        wanted = [model(plain.images(images[:count])) for count in (4, 3)]
-    return at_most(1e-4, {'outputs': distance(found, wanted)})
+        expected = [model(plain.images(images[:count])) for count in (4, 3)]
+    return at_most(1e-4, {'outputs': distance(found, expected)})
 
 
 def trains_alike(device: torch.device, net: str, bound: float, recomputed: bool = False, **way) -> Result:
     """A training step run such a way against the plain one."""
-    found, wanted = trained(device, net, recomputed, **way), trained(device, net, False)
-    return at_most(bound, {name: distance(found[name], wanted[name]) for name in wanted})
+    found, expected = trained(device, net, recomputed, **way), trained(device, net, False)
+    return at_most(bound, {name: distance(found[name], expected[name]) for name in expected})
 
 
 def trained(device: torch.device, net: str, recomputed: bool, **way) -> dict[str, list[Tensor]]:

@@ -34,16 +34,16 @@ from models.cost import count_macs, count_parameters
 from models.resnext import ResNeXt
 from tools.miniature.data import SIDE, ScaledObjects, jittered_photos, shapes
 from tools.miniature.report import ScaleErrors, draw, table
-from utils.checkpoint import Identity
+from utils.checkpoint import CheckpointMeta
 from utils.cli import Parser, add_device_argument, random_seed
 from utils.device import Compute
 from utils.errors import UserError, exit_cleanly
 from utils.files import check_results, check_writable, lock, write_files, write_results
-from utils.loader import DeviceLoader, EvalBatches, available_cores
+from utils.loader import DeviceLoader, EvalBatchSampler, available_cores
 from utils.logger import ToolReporter
 from utils.run import Files
 from utils.schedules import milestones
-from utils.signals import StopRequest
+from utils.signals import SignalHandler
 from utils.trainer import Tester, Trainer, evaluate
 
 DEPTHS = {'base': (1, 2, 3, 1), 'elastic': (2, 4, 2, 1)}
@@ -89,7 +89,7 @@ def main(args: Namespace) -> None:
     picture, recipe, compute = args.output / 'miniature.png', RECIPE, Compute(args.device, all_gpus=False)
     check_results(picture)
     check_writable(picture.with_suffix('.md'))
-    with lock(args.output), StopRequest() as stop:
+    with lock(args.output), SignalHandler() as stop:
         keep_recipe(args.output / 'recipe.json', recipe)
         runs = Runs(args.output, recipe, args.device, stop)
         results = [
@@ -127,7 +127,7 @@ class Runs:
     output: Path
     recipe: Recipe
     device: str
-    stop: StopRequest
+    stop: SignalHandler
 
     def result(self, data: str, net: str, seed: int, train: ScaledObjects, test: ScaledObjects) -> dict[str, Any]:
         """What a run came to: as its result.json says, else by doing the run, from its last checkpoint on."""
@@ -151,14 +151,14 @@ class Runs:
         own = classify.make_parser().parse_args(['', *words, '--output', str(folder), '--device', self.device])
         own.batch_per_gpu = True  # one GPU
         torch.manual_seed(seed)
-        meta, model = Identity('miniature', net, train.classes), build(net, len(train.classes))
+        meta, model = CheckpointMeta('miniature', net, train.classes), build(net, len(train.classes))
         trainer = Trainer(own, meta, Files(LAST), model, loss_of_label, partial(ToolReporter, folder.name))
         optimizer = SGD(
             model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=trainer.on_gpu
         )
         schedule = partial(milestones, recipe.lr, at=[part * epochs for part in recipe.drops])
         trainer.fit(optimizer, schedule, train, ScaleErrors)
-        compute, batches = trainer.compute, EvalBatches([range(len(test))], 4 * recipe.batch_size)
+        compute, batches = trainer.compute, EvalBatchSampler([range(len(test))], 4 * recipe.batch_size)
         loader, errors = DeviceLoader(test, batches, compute, 0), ScaleErrors(compute.device)
         return evaluate(Tester(model, compute), loss_of_label, loader, errors, trainer.reporter, self.stop)
 

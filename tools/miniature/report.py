@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tools import markdown
 from tools.miniature.data import THIRDS
-from utils.metrics import TopErrors
+from utils.metrics import TopKError
 
 
-class ScaleErrors(TopErrors):
+class ScaleErrors(TopKError):
     """Loss, and top-1 error in %, overall (`err1`) and of each third of the sizes; counted in one process."""
 
     def __init__(self, device: torch.device):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.image_folder import PictureFolder, central_crop, open_folder
+from data.image_folder import ImageFolder, eval_transform, open_folder
 from tools.pictures import Pictures, make_loader
 from tools.pretrained import add_arch_argument, open_classifier
 from tools.scale_policy.figure import draw_folder, draw_pictures
@@ -66,9 +66,9 @@ def main(args: Namespace) -> None:
     write_results(figure, noted, args.out)
 
 
-def open_pictures(args: Namespace) -> Pictures | PictureFolder:
+def open_pictures(args: Namespace) -> Pictures | ImageFolder:
     """The pictures of the files named, or of one folder by class; UserError for anything else."""
-    transform, folders = central_crop(args.image_size), [path for path in args.images if path.is_dir()]
+    transform, folders = eval_transform(args.image_size), [path for path in args.images if path.is_dir()]
     if folders and len(args.images) > 1:
         raise UserError(f'{folders[0]} is a folder: give one folder, or pictures')
     for path in args.images:
@@ -90,7 +90,7 @@ def image_numbers(policies: Policies, index: int, path: str) -> dict[str, Any]:
     }
 
 
-def folder_numbers(policies: Policies, pictures: PictureFolder) -> dict[str, Any]:
+def folder_numbers(policies: Policies, pictures: ImageFolder) -> dict[str, Any]:
     """The pictures with their classes, those with the highest and lowest mean share, and for each class how many it
     has, their mean share, and of which part of them each elastic block prefers the full size."""
     labels, names = torch.tensor(pictures.index.labels()), pictures.classes

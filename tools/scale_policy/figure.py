@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from torch.utils.data import Dataset
 
-from data.image_folder import PictureFolder
+from data.image_folder import ImageFolder
 from tools.scale_policy.policy import MAP_SIZES, Block, Policies
 
 COLORS = dict(zip(MAP_SIZES, ('#2c2a6b', '#2a7f9e', '#6cc08b', '#f2d95c'), strict=True))
@@ -31,7 +31,7 @@ def draw_pictures(title: str, policies: Policies, pictures: Dataset) -> Figure:
     return figure
 
 
-def draw_folder(title: str, policies: Policies, pictures: PictureFolder, classes: dict[str, Any]) -> Figure:
+def draw_folder(title: str, policies: Policies, pictures: ImageFolder, classes: dict[str, Any]) -> Figure:
     """Above, the classes by their mean share, of many those at either end; below, the pictures that use full
     resolution most and least. `classes` has `share` and `prefer_full` of each class."""
     order = policies.by_share()

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from models.elastic import Split, observed
+from models.elastic import TwoBranch, capture_branches
 
 MAP_SIZES = ('XL', 'L', 'M', 'S')  # of maps at 1/4, 1/8, 1/16 and 1/32 of the picture's resolution, as in the paper
 
@@ -66,12 +66,12 @@ class Policies:
 
 def is_elastic(net: nn.Module) -> bool:
     """Whether any block of the net works at two scales."""
-    return any(isinstance(module, Split) and module.elastic for module in net.modules())
+    return any(isinstance(module, TwoBranch) and module.elastic for module in net.modules())
 
 
 @torch.inference_mode()
 def measure(net: nn.Module, batches: Iterable[Tensor], pixels: int) -> Policies:
-    """The policies of a net that has elastic blocks, for batches of normalised images N x 3 x `pixels` x `pixels`.
+    """The policies of a net that has elastic blocks, for batches of normalized images N x 3 x `pixels` x `pixels`.
 
     Raises ValueError if the net is in training mode.
     """
@@ -82,7 +82,7 @@ def measure(net: nn.Module, batches: Iterable[Tensor], pixels: int) -> Policies:
         if branches:
             batch.append(torch.stack([branch.abs().mean((1, 2, 3)) for branch in branches], 1))
 
-    with observed(net, note):
+    with capture_branches(net, note):
         for images in batches:
             net(images)
             responses.append(torch.stack(batch, 1).cpu())
