@@ -23,7 +23,7 @@ def tests_alike(device: torch.device, net: str, **way) -> Result:
 
 
 def trains_alike(device: torch.device, net: str, bound: float, recomputed: bool = False, **way) -> Result:
-    """A training step run such a way against the plain one. `bound` is of gradients: over the batch statistics of so few
+    """A training step run such a way against the plain one. `bound` is of gradients: with batch statistics of so few
     images another order of additions can change a thousandth of them."""
     found, wanted = trained(device, net, recomputed, **way), trained(device, net, False)
     errors = {name: distance(found[name], wanted[name]) for name in wanted}
