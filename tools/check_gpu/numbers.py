@@ -31,7 +31,7 @@ FAMILIES = (  # one net of each, and of the segmenters
 )
 TRAININGS = 'classify/dla60x/g1', 'docker_classify/resnext50_elastic', 'segment/resnext50_elastic'
 # Of outputs and gradients. On a CPU the worst are 1e-6 and 1e-4 in float32, 8e-3 and 6e-2 in bfloat16.
-BOUNDS = {'off': (1e-5, 1e-3), 'bf16': (0.03, 0.2)}
+BOUNDS = {'off': (1e-4, 1e-2), 'bf16': (0.03, 0.2)}
 
 
 def golden_in_float64(device: torch.device, net: str) -> Result:

@@ -21,7 +21,7 @@ ROUNDED = 4e-3  # bfloat16's rounding; the errors of many roundings hardly excee
 def float32_is_ieee(device: torch.device) -> Result:
     """Products and convolutions under --amp off."""
     compute_of(device)
-    return at_most(1e-5, product_errors(device))
+    return at_most(5e-5, product_errors(device))  # some algorithms of convolutions come to 1e-5
 
 
 def tf32_is_tf32(device: torch.device) -> Result:
@@ -32,7 +32,8 @@ def tf32_is_tf32(device: torch.device) -> Result:
     errors = product_errors(device)
     compute_of(device)
     message = ', '.join(f'{name} {error:.1e}' for name, error in errors.items())
-    return Result(all(1e-5 < error < 1e-2 for error in errors.values()), message, 'between 1e-05 and 1e-02')
+    holds = errors['product'] > 1e-4 and max(errors.values()) < 1e-2
+    return Result(holds, message, 'at most 1e-02, of the product at least 1e-04')
 
 
 def product_errors(device: torch.device) -> dict[str, float]:

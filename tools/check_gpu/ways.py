@@ -24,9 +24,12 @@ def tests_alike(device: torch.device, net: str, **way) -> Result:
 
 
 def trains_alike(device: torch.device, net: str, bound: float, recomputed: bool = False, **way) -> Result:
-    """A training step run such a way against the plain one."""
+    """A training step run such a way against the plain one. `bound` is of gradients: with batch statistics of so few
+    images another order of additions can change a thousandth of them."""
     found, expected = trained(device, net, recomputed, **way), trained(device, net, False)
-    return at_most(bound, {name: distance(found[name], expected[name]) for name in expected})
+    errors = {name: distance(found[name], expected[name]) for name in expected}
+    gradients, others = at_most(bound, {'gradients': errors.pop('gradients')}), at_most(1e-4, errors)
+    return gradients if others.holds else others
 
 
 def trained(device: torch.device, net: str, recomputed: bool, **way) -> dict[str, list[Tensor]]:
