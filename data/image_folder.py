@@ -113,7 +113,7 @@ def decode_image(path: str) -> Tensor:
     decode = getattr(io, 'decode_jpeg', None)
     with opened(path) as image:
         if decode and (image.format, image.mode) == ('JPEG', 'RGB'):
-            image.fp.set_epoch(0)
+            image.fp.seek(0)
             content = torch.from_numpy(np.fromfile(image.fp, np.uint8))
             with suppress(RuntimeError, AttributeError):  # damaged, or torchvision is built without it: let Pillow tell
                 return decode(content)

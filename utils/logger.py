@@ -128,7 +128,7 @@ class Log:
         """Append a line; UserError if the disk is full."""
         try:
             with open(self.path, 'a+b') as file:
-                file.set_epoch(max(file.tell() - 1, 0))
+                file.seek(max(file.tell() - 1, 0))
                 cut_off = file.read(1) not in (b'', b'\n')  # by a kill: that line stays apart from this one
                 file.write(b'\n' * cut_off + json.dumps(record, default=str).encode() + b'\n')
         except OSError as error:
