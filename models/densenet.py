@@ -16,7 +16,7 @@ GROWTH = 32  # k of Huang et al.: a layer adds k channels, the stem has 2k, a bo
 
 
 class DenseLayer(TwoBranch):
-    """concat(x, merged(entry(x))), entry = relu(norm1(x)), branches conv 1x1, BN, ReLU, conv 3x3.
+    """concat(x, branch_sum(entry(x))), entry = relu(norm1(x)), branches conv 1x1, BN, ReLU, conv 3x3.
 
     The attribute names, and that the low half (_d) is registered first, are those of the released weights.
     """

@@ -15,7 +15,7 @@ CHANNELS = (16, 32, 128, 256, 512, 1024)  # of levels 0-5; Yu et al., table 1, D
 
 
 class Bottleneck(TwoBranchBottleneck):
-    """relu(bn3(merged(x)) + residual), of width planes * cardinality / 32 throughout.
+    """relu(bn3(branch_sum(x)) + residual), of width planes * cardinality / 32 throughout.
 
     With `elastic` it is split, and at two scales where the paper has them: at stride 1 and not in the last level.
     """

@@ -40,9 +40,9 @@ def up(x: Tensor, size: tuple[int, int]) -> Tensor:
 class TwoBranch(nn.Module):
     """A sum of branches: whole, in two halves, or in two halves at two scales.
 
-        merged(x) = hi(x) + up(lo(down(x)))   split and elastic
-                    hi(x) + lo(x)             split; the same as one branch of the full width
-                    hi(x)                     not split
+        branch_sum(x) = hi(x) + up(lo(down(x)))   split and elastic
+                        hi(x) + lo(x)             split; the same as one branch of the full width
+                        hi(x)                     not split
 
     Subclasses define `hi` and, where they split, `lo`, which keep the size of an elastic block's input, and `entry`
     where it is not the block's input itself that is split.
@@ -56,7 +56,7 @@ class TwoBranch(nn.Module):
         self.elastic = elastic
 
     def entry(self, x: Tensor) -> Tensor:
-        """What `merged` is given of the block's input."""
+        """What `branch_sum` is given of the block's input."""
         return x
 
     def hi(self, x: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class TwoBranchBottleneck(TwoBranch):
 def capture_branches(net: nn.Module, watch: Watch) -> Iterator[None]:
     """While open, `watch` is called after each block of `net`, in the order they run; nothing stays behind.
 
-    An elastic block's summands are computed anew, so that `merged` may sum as it likes and pays nothing when nobody
+    An elastic block's summands are computed anew, so that `branch_sum` may sum as it likes and pays nothing when nobody
     watches. For nets in evaluation mode, else ValueError: batch norms in training would count what they see twice.
     """
     if net.training:

@@ -27,7 +27,7 @@ class SELayer(nn.Module):
 
 
 class Bottleneck(TwoBranchBottleneck):
-    """relu(se(bn3(merged(x))) + shortcut(x)), shortcut = BN(conv 1x1) where the shape changes, else x.
+    """relu(se(bn3(branch_sum(x))) + shortcut(x)), shortcut = BN(conv 1x1) where the shape changes, else x.
 
     Width = planes * cardinality * base_width / 64 (Xie et al., table 1). `elastic` asks for two scales, and gets them
     where the paper has them: at stride 1 and not in the last stage.

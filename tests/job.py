@@ -30,7 +30,7 @@ from utils.metrics import TopKError
 from utils.multilabel import MultiLabelScores, multilabel_loss
 from utils.segmentation import SegmentationScores, Target, segmentation_loss
 from utils.signals import SignalHandler
-from utils.trainer import Tester, TrainingStep, evaluate
+from utils.trainer import Evaluator, TrainingStep, evaluate
 
 CPU = Compute('cpu')
 SCRIPTS = {script.__name__: script for script in (classify, docker_classify, multilabel_classify, segment)}
@@ -54,7 +54,7 @@ def measures(share: bool) -> dict:
         for task, (model, loss, metrics, targets) in tasks.items():
             loader = DeviceLoader(list(zip(images, targets, strict=True)), EvalBatchSampler(groups, 4, *part), CPU, 0)
             with SignalHandler() as stop:
-                found[task, samples] = evaluate(Tester(model, CPU), loss, loader, metrics, Reporter(1000), stop)
+                found[task, samples] = evaluate(Evaluator(model, CPU), loss, loader, metrics, Reporter(1000), stop)
     return found
 
 

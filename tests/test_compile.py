@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from tests.nets import filled, in_make_test, noise, recomputing
 from utils.device import Compute
-from utils.trainer import Tester, TrainingStep
+from utils.trainer import Evaluator, TrainingStep
 
 SIZE = 33  # maps are odd at most strides
 
@@ -54,7 +54,7 @@ def assert_tests_equal_the_plain_net(model, compute):
     """The fused and compiled copy, in float32, and the net itself, for 4, 3 and 2 images."""
     image = noise(1, 3, SIZE, SIZE, dtype=torch.float64)
     with torch.inference_mode():
-        expected, tester = model.eval()(image).float(), Tester(model, compute)
+        expected, tester = model.eval()(image).float(), Evaluator(model, compute)
         atol = 1e-5 * expected.abs().max().item()
         for number in 4, 3, 2:
             outputs = tester.load()(image.repeat(number, 1, 1, 1))

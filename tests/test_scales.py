@@ -48,7 +48,8 @@ def test_branches_are_what_a_block_sums_and_to_observe_and_measure_them_changes_
     blocks = {key: module for key, module in net.named_modules() if isinstance(module, TwoBranch)}
     for block in blocks.values():
         if block.elastic:
-            monkeypatch.setattr(block, 'branch_sum', lambda x, of=block.branch_sum: sums.append(of(x)) or sums[-1].clone())
+            total = block.branch_sum
+            monkeypatch.setattr(block, 'branch_sum', lambda x, of=total: sums.append(of(x)) or sums[-1].clone())
     before = net(x)
     sums.clear()
     with capture_branches(net, lambda name, output, branches: seen.append((name, branches))):

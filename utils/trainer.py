@@ -94,7 +94,7 @@ class TrainingStep:
         self.optimizer.zero_grad()
 
 
-class Tester:
+class Evaluator:
     """A net as it is tested: fused and in the precision of the arithmetic, compiled once for all tests."""
 
     def __init__(self, model: nn.Module, compute: Compute, wrap: Callable[[Runner], Runner] | None = None):
@@ -155,7 +155,7 @@ def train_epoch(
 @told_of_workers()
 @torch.inference_mode()
 def evaluate(
-    tester: Tester, loss: Loss, loader: DeviceLoader, metrics: Metrics, reporter: Reporter, stop: SignalHandler
+    tester: Evaluator, loss: Loss, loader: DeviceLoader, metrics: Metrics, reporter: Reporter, stop: SignalHandler
 ) -> dict[str, Any]:
     """What `metrics` computes over all batches of the loader. Raises Stopped after a signal.
 
@@ -235,7 +235,7 @@ class Trainer:
         self._describe(f'{len(val_set):,} test', f'{self.micro_batch} at a time')
         loader = self._eval_loader(val_set, groups, share=True)
         with SignalHandler() as stop:
-            return self._test(Tester(self.model, self.compute, wrap), loader, metrics, stop)
+            return self._test(Evaluator(self.model, self.compute, wrap), loader, metrics, stop)
 
     @told_of_workers()
     def fit(
@@ -270,7 +270,7 @@ class Trainer:
             train_loader = DeviceLoader(train_set, self._train_batches(train_set, run.seed), compute, args.workers)
             if val_set is not None:
                 val_loader = self._eval_loader(val_set, None, share=args.average_bn or args.sync_bn)
-                tester = Tester(self.model, compute)
+                tester = Evaluator(self.model, compute)
             if run.epoch >= args.epochs:
                 reporter.say(f'=> nothing to train: {run.epoch} epochs are done, and --epochs is {args.epochs}')
             with run.saved_when_stopped():
@@ -281,7 +281,7 @@ class Trainer:
                         results['val'] = self._test(tester, val_loader, val_metrics, stop)
                     run.finish_epoch(schedule(run.epoch + (run.step - 1) / run.step), **results)
 
-    def _test(self, tester: Tester, loader: DeviceLoader, metrics: NewMetrics, stop: SignalHandler) -> dict[str, Any]:
+    def _test(self, tester: Evaluator, loader: DeviceLoader, metrics: NewMetrics, stop: SignalHandler) -> dict[str, Any]:
         if self.args.average_bn:
             all_reduce_mean(bn_buffers(self.model).values())
         return evaluate(tester, self.loss, loader, metrics(self.compute.device), self.reporter, stop)

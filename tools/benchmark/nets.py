@@ -22,7 +22,7 @@ import models
 from models.cost import count_macs
 from tools.benchmark.timing import Apart, Step, interleaved, rates
 from utils.device import Compute, keep_freed_memory, pick_device
-from utils.trainer import Tester, TrainingStep
+from utils.trainer import Evaluator, TrainingStep
 
 MATRIX_SIDE = 2048  # on a CPU; a GPU needs a larger product to be busy
 ROUND = 20, 1.0  # on a GPU: steps, or seconds if they come first
@@ -163,7 +163,7 @@ def step_of(training_step: TrainingStep, way: Way, work: Work) -> tuple[Callable
     images = compute.images(torch.randn(work.batch_size, 3, work.image_size, work.image_size))
     if work.train:
         return training(training_step, images), [model]
-    tester = Tester(model, compute) if way.ours and not way.reference else None
+    tester = Evaluator(model, compute) if way.ours and not way.reference else None
     step = testing(model, images, compute, tester)
     return step, [model, tester.net] if tester else [model]
 
@@ -233,7 +233,7 @@ def training(training_step: TrainingStep, images: Tensor) -> Callable[[], Tensor
     return step
 
 
-def testing(model: nn.Module, images: Tensor, compute: Compute, tester: Tester | None) -> Callable[[], Tensor]:
+def testing(model: nn.Module, images: Tensor, compute: Compute, tester: Evaluator | None) -> Callable[[], Tensor]:
     """A test of a batch, and its first number; by calling the net as it is where there is no tester."""
     with torch.no_grad():
         runner = tester.load() if tester else compute.runner(compute.place_for_test(model.eval()), train=False)

@@ -19,7 +19,7 @@ from utils.loader import DeviceLoader, TrainBatchSampler
 from utils.schedules import poly, step_decay
 from utils.segmentation import segmentation_loss
 from utils.signals import SignalHandler
-from utils.trainer import Tester, TrainingStep, train_epoch
+from utils.trainer import Evaluator, TrainingStep, train_epoch
 
 FAMILIES = (  # one net of each, and of the segmenters
     'resnext50_elastic',
@@ -57,7 +57,7 @@ def output_error(device: torch.device, net: str, amp: str) -> float:
     recorded = golden.load('golden')[net]
     compute = compute_of(device, amp)
     with torch.inference_mode():
-        test = Tester(compute.place(filled(net)), compute).load()
+        test = Evaluator(compute.place(filled(net)), compute).load()
         output = test(compute.images(golden.images(**recorded['input']).float()))
     return golden.output_error(output, recorded['eval'])
 

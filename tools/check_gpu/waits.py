@@ -16,7 +16,7 @@ from utils.metrics import Metrics, TopKError
 from utils.multilabel import MultiLabelCounts, MultiLabelScores, multilabel_loss
 from utils.run import FiniteLoss
 from utils.segmentation import RunningLoss, SegmentationScores, Target, shared_segmentation_loss
-from utils.trainer import Tester
+from utils.trainer import Evaluator
 
 
 class Task(NamedTuple):
@@ -96,7 +96,7 @@ def testing_does_not_wait(
     """Loading, forward, losses and metrics, as in utils/trainer.py."""
     name, loss, _, metrics_of = TASKS[task]
     compute = compute_of(device, amp)
-    tester = Tester(compute.place(filled(net or name, len(CLASSES))), compute)
+    tester = Evaluator(compute.place(filled(net or name, len(CLASSES))), compute)
     loader = DeviceLoader(noise(task, 8, side), EvalBatchSampler([range(8)], 4), compute, 0)
     with torch.inference_mode():
         test, metrics = tester.load(), metrics_of(device)

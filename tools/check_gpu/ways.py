@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from tools.check_gpu.nets import compute_of, filled, noise, training_step_of
 from tools.check_gpu.result import Result, at_most, distance
-from utils.trainer import Tester
+from utils.trainer import Evaluator
 
 SIDE = 33  # maps are odd at most strides
 
@@ -14,7 +14,7 @@ SIDE = 33  # maps are odd at most strides
 def tests_alike(device: torch.device, net: str, **way) -> Result:
     """The copy that is tested, fused, channels-last and where asked compiled, against the plain net, contiguous."""
     compute, images = compute_of(device, **way), noise(4, 3, SIDE, SIDE)
-    tester = Tester(compute.place(filled(net, 9)), compute)
+    tester = Evaluator(compute.place(filled(net, 9)), compute)
     with torch.inference_mode():
         found = [tester.load()(compute.images(images[:count])) for count in (4, 3)]
         plain = compute_of(device, channels_last=False)

@@ -44,7 +44,7 @@ from utils.logger import ToolReporter
 from utils.run import Files
 from utils.schedules import milestones
 from utils.signals import SignalHandler
-from utils.trainer import Tester, Trainer, evaluate
+from utils.trainer import Evaluator, Trainer, evaluate
 
 DEPTHS = {'base': (1, 2, 3, 1), 'elastic': (2, 4, 2, 1)}
 CARDINALITY, BASE_WIDTH = 8, 4
@@ -160,7 +160,7 @@ class Runs:
         trainer.fit(optimizer, schedule, train, ScaleErrors)
         compute, batches = trainer.compute, EvalBatchSampler([range(len(test))], 4 * recipe.batch_size)
         loader, errors = DeviceLoader(test, batches, compute, 0), ScaleErrors(compute.device)
-        return evaluate(Tester(model, compute), loss_of_label, loader, errors, trainer.reporter, self.stop)
+        return evaluate(Evaluator(model, compute), loss_of_label, loader, errors, trainer.reporter, self.stop)
 
 
 def loss_of_label(outputs: Tensor, targets: Tensor) -> Tensor:
