@@ -70,7 +70,7 @@ def summed(first: Conv, second: Conv) -> Conv:
 
 
 class Branches(nn.Module):
-    """branch_sum(x) + other of a split block, each branch as convs one after the other; relu where the last conv has it."""
+    """branch_sum(x) + other of a block, each branch as convs one after the other; relu where the last conv has it."""
 
     def __init__(self, block: TwoBranch, high: list[Conv], low: list[Conv] | None):
         super().__init__()

@@ -155,14 +155,14 @@ def train_epoch(
 @told_of_workers()
 @torch.inference_mode()
 def evaluate(
-    tester: Evaluator, loss: Loss, loader: DeviceLoader, metrics: Metrics, reporter: Reporter, stop: SignalHandler
+    evaluator: Evaluator, loss: Loss, loader: DeviceLoader, metrics: Metrics, reporter: Reporter, stop: SignalHandler
 ) -> dict[str, Any]:
     """What `metrics` computes over all batches of the loader. Raises Stopped after a signal.
 
     Processes that share the samples count together. Where each has them all, the mean of their results is reported.
     """
-    keep_freed_memory(tester.compute.device)
-    net, clock, steps = tester.load(), Clock(), len(loader)
+    keep_freed_memory(evaluator.compute.device)
+    net, clock, steps = evaluator.load(), Clock(), len(loader)
     for step, (images, targets) in enumerate(reporter.bar(clock.measure(loader), steps, label='Test')):
         if step < loader.batches.common:
             stop.check()
@@ -270,7 +270,7 @@ class Trainer:
             train_loader = DeviceLoader(train_set, self._train_batches(train_set, run.seed), compute, args.workers)
             if val_set is not None:
                 val_loader = self._eval_loader(val_set, None, share=args.average_bn or args.sync_bn)
-                tester = Evaluator(self.model, compute)
+                evaluator = Evaluator(self.model, compute)
             if run.epoch >= args.epochs:
                 reporter.say(f'=> nothing to train: {run.epoch} epochs are done, and --epochs is {args.epochs}')
             with run.saved_when_stopped():
@@ -278,13 +278,15 @@ class Trainer:
                     metrics = run.resumed_metrics(train_metrics(compute.device))
                     results = {'train': train_epoch(training_step, schedule, train_loader, metrics, run, stop)}
                     if val_set is not None:
-                        results['val'] = self._test(tester, val_loader, val_metrics, stop)
+                        results['val'] = self._test(evaluator, val_loader, val_metrics, stop)
                     run.finish_epoch(schedule(run.epoch + (run.step - 1) / run.step), **results)
 
-    def _test(self, tester: Evaluator, loader: DeviceLoader, metrics: NewMetrics, stop: SignalHandler) -> dict[str, Any]:
+    def _test(
+        self, evaluator: Evaluator, loader: DeviceLoader, metrics: NewMetrics, stop: SignalHandler
+    ) -> dict[str, Any]:
         if self.args.average_bn:
             all_reduce_mean(bn_buffers(self.model).values())
-        return evaluate(tester, self.loss, loader, metrics(self.compute.device), self.reporter, stop)
+        return evaluate(evaluator, self.loss, loader, metrics(self.compute.device), self.reporter, stop)
 
     def _eval_loader(self, val_set: Dataset, groups: Sequence[Sequence[int]] | None, share: bool) -> DeviceLoader:
         """Of processes whose running statistics are the same each has its share; else each tests its own on all."""
