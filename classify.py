@@ -48,6 +48,7 @@ RECIPE = {
 
 
 def make_parser(description: str = __doc__, batch: str = 'samples per update') -> Parser:
+    """Make the parser of the arguments, whose defaults are the recipe."""
     parser = Parser(description)
     parser.add_argument('data', type=Path, metavar='DIR', help='folder with train/ and val/; to evaluate, with val/')
     add_recipe_arguments(parser, list(models.classifiers), batch)

@@ -19,6 +19,7 @@ from utils.logger import SpeedReporter
 
 
 def make_parser() -> Parser:
+    """Make the parser of the arguments, whose defaults are the recipe."""
     parser = classify.make_parser(__doc__, batch='samples per update of a process, one of --num-gpus')
     add = parser.add_argument_group('as in the reference').add_argument
     add('--fp16', action='store_true', help='the same as --amp fp16')

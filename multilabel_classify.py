@@ -50,6 +50,7 @@ RECIPE = {
 
 
 def make_parser() -> Parser:
+    """Make the parser of the arguments, whose defaults are the recipe."""
     parser = Parser(__doc__)
     parser.add_argument('data', type=Path, metavar='DIR', help='folder with annotations/ and the images')
     parser.add_argument('--year', choices=['2014', '2017'], default='2014', help='of the folder and file names')

@@ -54,6 +54,7 @@ from utils.trainer import Trainer
 
 
 def make_parser() -> Parser:
+    """Make the parser of the arguments, whose defaults are the recipe."""
     parser = Parser(__doc__)
     add_segmentation_arguments(parser)
     add_run_arguments(parser)

@@ -36,6 +36,7 @@ SIDE = 28
 
 
 def make_parser() -> Parser:
+    """Make the parser of the arguments."""
     parser = Parser(__doc__)
     parser.add_argument('out', type=Path, metavar='OUT', help='folder to write')
     parser.add_argument('--source', type=Path, default=SOURCE, metavar='DIR', help='folder of the four .gz files')

@@ -48,6 +48,7 @@ class RandomResizedCropFlip:
         self.size = size
 
     def __call__(self, picture: Tensor | Image.Image) -> Tensor:
+        """Crop a picture, uint8 3 x H x W or of Pillow, to uint8 3 x size x size."""
         pixels = picture if isinstance(picture, Tensor) else pil_to_tensor(picture)
         top, left, height, width = transforms.RandomResizedCrop.get_params(pixels, AREA, ASPECT)
         crop = pixels[None, :, top : top + height, left : left + width]

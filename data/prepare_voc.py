@@ -29,6 +29,7 @@ COMPLETE = {'train_aug': 10582, 'val': 1449}  # images of the full data sets, as
 
 
 def make_parser() -> Parser:
+    """Make the parser of the arguments."""
     parser = Parser(__doc__)
     parser.add_argument('voc', type=Path, metavar='VOC2012', help='with JPEGImages/, SegmentationClass/, ImageSets/')
     parser.add_argument('sbd', type=Path, metavar='SBD', help='with cls/, train.txt and val.txt')

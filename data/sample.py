@@ -37,6 +37,7 @@ FEWEST = 4  # scenes in which every class appears
 
 
 def make_parser() -> Parser:
+    """Make the parser of the arguments."""
     parser = Parser(__doc__)
     parser.add_argument('out', type=Path, metavar='OUT', help='folder to write')
     parser.add_argument('--train', type=positive_int, default=400, metavar='N', help='scenes to learn from')

@@ -17,7 +17,7 @@ from tools.miniature import __main__ as miniature
 from tools.miniature import data as scaled_objects
 from tools.miniature.__main__ import Recipe
 from tools.miniature.data import FACTORS, SHAPE_SIZES, THIRDS, jitter, jittered_photos, shapes, third_of
-from tools.miniature.report import ScaleErrors, cell, draw, spread, table
+from tools.miniature.report import ScaleError, cell, draw, spread, table
 
 WHITE = np.full((28, 28), 255, np.uint8)
 # One pass over 32 shapes, two over 16 photos.
@@ -87,7 +87,7 @@ def test_photos_are_scaled_log_uniformly_and_lie_everywhere():
 def test_errors_by_size_add_up():
     """A third of the logarithm's range each."""
     assert [third_of(size, (10, 80)) for size in (10, 19.9, 20.1, 39.9, 40.1, 80)] == [0, 0, 1, 1, 2, 2]
-    errors, resumed = (ScaleErrors(torch.device('cpu')) for _ in range(2))
+    errors, resumed = (ScaleError(torch.device('cpu')) for _ in range(2))
     torch.manual_seed(0)
     outputs, labels, thirds = torch.randn(50, 8), torch.randint(8, (50,)), torch.randint(3, (50,))
     for part in (slice(0, 32), slice(32, 50)):

@@ -31,6 +31,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(flags + args[end:], namespace)
 
     def error(self, message: str) -> NoReturn:
+        """End with the message on one line, and exit status 2."""
         self.exit(2, f'{self.prog}: error: {message} (--help lists the arguments)\n')
 
 

@@ -83,6 +83,7 @@ class Compute:
         return torch.cuda.device_count() if self.device == torch.device('cuda') else 1
 
     def place(self, model: nn.Module) -> nn.Module:
+        """Move a net to the device, its weights in the layout of feature maps."""
         return model.to(self.device, memory_format=self.layout)
 
     def runner(self, model: nn.Module, train: bool) -> Runner:

@@ -173,6 +173,7 @@ def is_main_process() -> bool:
 
 
 def is_distributed() -> bool:
+    """Whether this process is one of several of a job."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 

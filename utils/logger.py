@@ -37,11 +37,13 @@ class Reporter:
         self.every, self.images = every, images
 
     def say(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
         if is_main_process():
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
 
     def bar(self, batches: Iterator, total: int, start: int = 0, label: str = '') -> tqdm:
+        """Pass batches on and show a bar of them on a terminal."""
         on_terminal = is_main_process() and sys.stdout.isatty() and sys.stderr.isatty()
         return tqdm(batches, label, total, initial=start, leave=False, disable=not on_terminal)
 
@@ -50,10 +52,12 @@ class Reporter:
         return step % self.every == 0
 
     def train_line(self, epoch: int, step: int, steps: int, clock: Clock, lr: float, metrics: Metrics) -> None:
+        """Print how training goes at a step."""
         data = f'Data {_pair(clock.data)}'
         self.say(f'Epoch: [{epoch}][{step}/{steps}]\t{self.times(clock)}\t{data}\t{metrics.progress()}')
 
     def test_line(self, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
+        """Print how a test goes at a step."""
         self.say(f'Test: [{step}/{steps}]\t{self.times(clock)}\t{metrics.progress()}')
 
     def times(self, clock: Clock) -> str:
@@ -68,12 +72,15 @@ class SpeedReporter(Reporter):
     """
 
     def due(self, step: int, steps: int, common: int) -> bool:
+        """As Reporter.due."""
         return super().due(step, steps, common) and step < common
 
     def train_line(self, epoch: int, step: int, steps: int, clock: Clock, lr: float, metrics: Metrics) -> None:
+        """Print how training goes at a step."""
         super().train_line(epoch, step, steps, clock, lr, _over_processes(metrics))
 
     def test_line(self, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
+        """Print how a test goes at a step."""
         super().test_line(step, steps, clock, _over_processes(metrics))
 
     def times(self, clock: Clock) -> str:
@@ -85,12 +92,15 @@ class SegmentationReporter(Reporter):
     """The lines of segmentation, which the reference wrote otherwise: both count from 1, tests images to the last."""
 
     def due(self, step: int, steps: int, common: int) -> bool:
+        """As Reporter.due."""
         return super().due(step, steps, common) or step + 1 == steps
 
     def train_line(self, epoch: int, step: int, steps: int, clock: Clock, lr: float, metrics: Metrics) -> None:
+        """Print how training goes at a step."""
         self.say(f'epoch: {epoch + 1}\titer: {step + 1}/{steps}\tlr: {lr:.6f}\t{metrics.progress()}')
 
     def test_line(self, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
+        """Print how a test goes at a step."""
         self.say(f'eval: {metrics.progress()}')
 
 
@@ -102,10 +112,11 @@ class ToolReporter(Reporter):
         self.label = label
 
     def say(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
         tqdm.write(f'{self.label}: {line}', file=sys.stderr)
 
     def test_line(self, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
-        pass
+        """Print how a test goes at a step."""
 
 
 class Log:

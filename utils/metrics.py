@@ -42,16 +42,20 @@ class AverageMeter:
 
     @property
     def value(self) -> float:
+        """The last value."""
         return self.last.item()
 
     @property
     def average(self) -> float:
+        """The running average; 0 of nothing."""
         return self.sum.item() / max(self.count, 1)
 
     def state_dict(self) -> dict[str, float]:
+        """What a resumed average goes on from."""
         return {'sum': self.sum.item(), 'count': self.count}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from a saved state."""
         self.sum.fill_(state['sum'])
         self.count = int(state['count'])
 
@@ -70,6 +74,7 @@ class Clock:
             yield batch
 
     def tick(self) -> None:
+        """End an iteration."""
         now = time.perf_counter()
         self.time[0], self.start = now - self.start, now
         self.steps += 1

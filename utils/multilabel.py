@@ -44,6 +44,7 @@ class MultiLabelCounts(Metrics):
         self.averages['recall'].update(recall, len(targets))
 
     def reduce(self) -> None:
+        """Count what all processes counted."""
         super().reduce()
         self.counts, self.by_size = all_reduce_sum(self.counts), all_reduce_sum(self.by_size)
 
@@ -65,9 +66,11 @@ class MultiLabelCounts(Metrics):
         return f' * {_in_words(results)}'
 
     def state_dict(self) -> dict[str, Any]:
+        """What a resumed epoch goes on counting from."""
         return {'averages': super().state_dict(), 'counts': self.counts.cpu(), 'by_size': self.by_size.cpu()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
         super().load_state_dict(state['averages'])
         self.counts.copy_(state['counts'])
         self.by_size.copy_(state['by_size'])
@@ -82,11 +85,13 @@ class MultiLabelScores(MultiLabelCounts):
         self.labels = [torch.zeros(0, len(classes), dtype=torch.bool, device=device)]
 
     def update(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Count a batch, and keep its scores and labels."""
         super().update(loss, outputs, targets)
         self.scores.append(outputs)
         self.labels.append(targets.any(1))
 
     def reduce(self) -> None:
+        """Count what all processes counted."""
         super().reduce()
         self.scores = [all_gather_rows(torch.cat(self.scores))]
         self.labels = [all_gather_rows(torch.cat(self.labels))]

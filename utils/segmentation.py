@@ -109,9 +109,11 @@ class RunningLoss(Metrics):
         return f'loss: {self.loss.value:.4f} ({self.smooth_loss:.4f})'
 
     def state_dict(self) -> dict[str, Any]:
+        """What a resumed epoch goes on counting from."""
         return {**super().state_dict(), 'smooth': self.smooth_loss}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
         super().load_state_dict(state)
         self.smooth_loss = state['smooth']
 
@@ -144,6 +146,7 @@ class SegmentationScores(Metrics):
         self.copies = None
 
     def reduce(self) -> None:
+        """Count what all processes counted."""
         super().reduce()
         self.confusion.reduce()
 

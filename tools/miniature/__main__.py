@@ -33,7 +33,7 @@ from data.scenes import CLASS_NAMES
 from models.cost import count_macs, count_parameters
 from models.resnext import ResNeXt
 from tools.miniature.data import SIDE, ScaledObjects, jittered_photos, shapes
-from tools.miniature.report import ScaleErrors, draw, table
+from tools.miniature.report import ScaleError, draw, table
 from utils.checkpoint import CheckpointMeta
 from utils.cli import Parser, add_device_argument, random_seed
 from utils.device import Compute
@@ -157,9 +157,9 @@ class Runs:
             model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=trainer.on_gpu
         )
         schedule = partial(milestones, recipe.lr, at=[part * epochs for part in recipe.drops])
-        trainer.fit(optimizer, schedule, train, ScaleErrors)
+        trainer.fit(optimizer, schedule, train, ScaleError)
         compute, batches = trainer.compute, EvalBatchSampler([range(len(test))], 4 * recipe.batch_size)
-        loader, errors = DeviceLoader(test, batches, compute, 0), ScaleErrors(compute.device)
+        loader, errors = DeviceLoader(test, batches, compute, 0), ScaleError(compute.device)
         return evaluate(Evaluator(model, compute), loss_of_label, loader, errors, trainer.reporter, self.stop)
 
 

@@ -14,7 +14,7 @@ from tools.miniature.data import THIRDS
 from utils.metrics import TopKError
 
 
-class ScaleErrors(TopKError):
+class ScaleError(TopKError):
     """Loss, and top-1 error in %, overall (`err1`) and of each third of the sizes; counted in one process."""
 
     def __init__(self, device: torch.device):
