@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The lines of the log, and what old or shorter ones lack.
 START = {'checkpoint': NAME, 'from_epoch': COUNT}
 EPOCH = {'epoch': COUNT, 'train': {str: ANYTHING}, 'val': {str: ANYTHING}}
+COLORS = {'train': 'C0', 'val': 'C1'}  # of curves
 BEFORE = {'checkpoint': '', 'from_epoch': 0, 'train': {}, 'val': {}}
 
 
@@ -116,7 +117,7 @@ class ToolReporter(Reporter):
         tqdm.write(f'{self.label}: {line}', file=sys.stderr)
 
     def test_line(self, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
-        """Print how a test goes at a step."""
+        """Say nothing before a test's end."""
 
 
 class Log:
@@ -190,7 +191,7 @@ def draw_curves(epochs: list[dict[str, Any]], picture: Path, columns: int = 4) -
     for place, (quantity, parts) in enumerate(curves.items(), 1):
         panel = figure.add_subplot(rows, columns, place)
         for part, points in parts.items():
-            panel.plot(list(points), list(points.values()), marker='.', label=part)
+            panel.plot(list(points), list(points.values()), marker='.', label=part, color=COLORS[part])
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set(title=quantity, xlabel='epochs done', ylim=(0, None))
         panel.grid(alpha=0.3)
