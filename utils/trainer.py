@@ -311,10 +311,11 @@ class Trainer:
         if images % world_size():
             raise UserError(f'{world_size()} processes cannot share micro-batches of {images} equally (--batch-size)')
         part = smallest_part(images // world_size(), self.compute.devices)
-        if part < (self._smallest or 1) and not args.sync_bn:  # by which all processes' are normalized together
+        alone = not (args.sync_bn and is_distributed())  # else all processes' images are normalized together
+        if alone and part < (self._smallest or 1):
             message = f'{args.arch} trains on {self._smallest} images per device, or with --freeze-bn'
             raise UserError(f'--batch-size {args.batch_size}: {message}')
-        if part == 1 and self._smallest is None and args.image_size < 64 and not args.sync_bn:
+        if alone and part == 1 and self._smallest is None and args.image_size < 64:
             cure = 'give a larger --image-size or --batch-size, or a smaller --num-gpus'
             raise UserError(f'{args.arch} cannot train on single images of {args.image_size} pixels: {cure}')
         if samples < (self._smallest or self.batch_size) or not len(self._train_batches(train_set, seed=0)):
