@@ -18,11 +18,11 @@ from tests.nets import FAMILIES, noise
 from tests.reference import load_weights
 from tools import stress_test
 from tools.benchmark.loaders import draw_photo
+from tools.results import write_results
 from tools.scale_policy import __main__ as scale_policy
 from tools.scale_policy.policy import measure, stage_of
 from utils.device import Compute
 from utils.errors import UserError
-from utils.files import write_results
 from utils.loader import DeviceLoader, EvalBatchSampler
 
 STAGES = {  # blocks by stage: all of them, the elastic ones

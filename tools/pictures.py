@@ -12,8 +12,18 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.image_folder import pil_loader
+from utils.cli import Parser, add_device_argument, at_least_32, nonnegative_int, positive_int
 from utils.device import Compute
 from utils.loader import DeviceLoader, EvalBatchSampler, told_of_workers
+
+
+def add_test_arguments(parser: Parser) -> None:
+    """How the tools that look at a classifier run it on pictures; the batch is classify.py's in testing."""
+    add = parser.add_argument
+    add('--image-size', type=at_least_32, default=224, metavar='PIXELS', help='side of the crop, as in training')
+    add('-b', '--batch-size', type=positive_int, default=32, metavar='N', help='images at once')
+    add('-j', '--workers', type=nonnegative_int, default=0, metavar='N', help='loading processes')
+    add_device_argument(add)
 
 
 class Pictures(Dataset):

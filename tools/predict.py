@@ -31,10 +31,10 @@ from data.voc import groups_of_one_size, size_of
 from data.voc_predictions import colored
 from data.voc_transforms import PadToSize
 from tools.export import export, has_onnx
-from tools.pictures import Pictures, outputs_of
+from tools.pictures import Pictures, add_test_arguments, outputs_of
 from tools.pretrained import IMAGE_SIZES, TASKS, load_net
 from utils import checkpoint
-from utils.cli import Parser, add_test_arguments
+from utils.cli import Parser
 from utils.errors import UserError, exit_cleanly
 from utils.files import written_whole
 

@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 
 from data.coco import MultiLabelImages, open_part, squashed
 from data.image_folder import pil_loader
-from tools.pictures import outputs_of
+from tools.pictures import add_test_arguments, outputs_of
 from tools.pretrained import add_arch_argument, open_classifier
-from utils.cli import Parser, add_test_arguments, png, positive_int
+from tools.results import png
+from utils.cli import Parser, positive_int
 from utils.errors import exit_cleanly
 from utils.files import check_writable, write_figure
 

@@ -28,11 +28,12 @@ from models.cost import count_macs, count_parameters
 from tools import markdown
 from tools.model_table import PUBLISHED
 from tools.pretrained import IMAGE_SIZES, TASKS
+from tools.results import ToolReporter
 from utils.cli import Parser, add_device_argument, nonnegative_int, positive_int
 from utils.device import DTYPES
 from utils.errors import UserError, exit_cleanly, reading
 from utils.files import check_writable, lock, write_files
-from utils.logger import ToolReporter, git_commit
+from utils.logger import git_commit
 from utils.multilabel import NAMES
 from utils.signals import SignalHandler
 

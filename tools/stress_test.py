@@ -24,13 +24,12 @@ from torch.nn.functional import cross_entropy
 from data.image_folder import ImageFolder, open_folder, scaled_crop
 from models.fused import fused
 from tools import markdown
-from tools.pictures import outputs_of
+from tools.pictures import add_test_arguments, outputs_of
 from tools.pretrained import add_arch_argument, open_classifier
-from utils.cli import Parser, add_out_argument, add_test_arguments, scales
+from tools.results import ToolReporter, add_out_argument, check_results, write_results
+from utils.cli import Parser, scales
 from utils.errors import UserError, exit_cleanly
-from utils.files import check_results, write_results
 from utils.loader import MEAN
-from utils.logger import ToolReporter
 from utils.metrics import TopKError
 
 Results = dict[str, dict[str, list[float]]]  # of each net its loss, err1 and err5, at each factor

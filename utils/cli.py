@@ -95,31 +95,9 @@ def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
     add('-e', '--evaluate', action='store_true', help='evaluate on the validation set and exit')
 
 
-def add_test_arguments(parser: argparse.ArgumentParser) -> None:
-    """How the tools that look at a classifier run it on pictures; the batch is classify.py's in testing."""
-    add = parser.add_argument
-    add('--image-size', type=at_least_32, default=224, metavar='PIXELS', help='side of the crop, as in training')
-    add('-b', '--batch-size', type=positive_int, default=32, metavar='N', help='images at once')
-    add('-j', '--workers', type=nonnegative_int, default=0, metavar='N', help='loading processes')
-    add_device_argument(add)
-
-
 def add_device_argument(add: Callable[..., argparse.Action]) -> None:
     """Where nets run; `add` is the add_argument of a parser or of a group of it."""
     add('--device', choices=['auto', 'cuda', 'mps', 'cpu'], default='auto', help='auto: the first of them there is')
-
-
-def add_out_argument(parser: argparse.ArgumentParser, default: str) -> None:
-    """The picture that a tool writes, and with it its numbers."""
-    add = parser.add_argument
-    add('-o', '--out', type=png, default=Path(default), metavar='FILE.png', help='picture; numbers go to FILE.json')
-
-
-def png(text: str) -> Path:
-    """The path of a picture, FILE.png."""
-    if not text.lower().endswith('.png'):
-        raise ValueError(text)
-    return Path(text)
 
 
 def optional_path(text: str) -> Path | None:

@@ -1,6 +1,5 @@
 """Write files and folders whole or not at all; keep a folder to one run at a time."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,8 +7,6 @@ from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, Any
-
-from PIL import Image
 
 from utils.errors import UserError, named
 
@@ -113,11 +110,6 @@ def check_writable(*paths: Path) -> None:
             raise UserError(f'cannot write {path}: it is a folder')
 
 
-def check_results(picture: Path) -> None:
-    """Make the folder for PICTURE.png and PICTURE.json; UserError if that fails or nothing can be written there."""
-    check_writable(picture, picture.with_suffix('.json'))
-
-
 def write_files(contents: dict[Path, bytes]) -> None:
     """Write files, all or none, in place of those that are there; UserError if that fails."""
     with written_whole(*contents) as files:
@@ -126,22 +118,9 @@ def write_files(contents: dict[Path, bytes]) -> None:
                 file.write_bytes(content)
 
 
-def write_results(figure: Figure, results: dict[str, Any], picture: Path) -> None:
-    """Write PICTURE.png and, beside it, the numbers as PICTURE.json, both or neither; UserError if that fails."""
-    numbers, image = json.dumps(results, default=str).encode() + b'\n', BytesIO()
-    rasterized(figure).save(image, format='PNG', optimize=True)
-    write_files({picture.with_suffix('.json'): numbers, picture: image.getvalue()})
-
-
 def write_figure(figure: Figure, picture: Path, dots_per_inch: int) -> None:
     """Write a figure as PNG, whole or not at all; UserError if that fails."""
     write_files({picture: drawn(figure, dots_per_inch).getvalue()})
-
-
-def rasterized(figure: Figure) -> Image.Image:
-    """Draw a figure as an image of 256 colors, on disk a third of one of all colors."""
-    image = Image.open(drawn(figure, figure.dpi)).convert('RGB')
-    return image.quantize(palette=image.quantize(256, kmeans=2))  # only with a palette given does Pillow dither
 
 
 def drawn(figure: Figure, dots_per_inch: float) -> BytesIO:

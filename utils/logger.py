@@ -105,21 +105,6 @@ class SegmentationReporter(Reporter):
         self.say(f'eval: {metrics.progress()}')
 
 
-class ToolReporter(Reporter):
-    """Says on stderr, since stdout is a tool's table's, how the run or test of this label goes; of tests, the end."""
-
-    def __init__(self, label: str, every: int = 1, images: int = 0):
-        super().__init__(every, images)
-        self.label = label
-
-    def say(self, line: str) -> None:
-        """Print a line, above the bar if there is one."""
-        tqdm.write(f'{self.label}: {line}', file=sys.stderr)
-
-    def test_line(self, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
-        """Say nothing before a test's end."""
-
-
 class Log:
     """log.jsonl: a line for each start of a run, then one per epoch; curves.png is drawn from it."""
 

@@ -34,13 +34,13 @@ from models.cost import count_macs, count_parameters
 from models.resnext import ResNeXt
 from tools.miniature.data import SIDE, ScaledObjects, jittered_photos, shapes
 from tools.miniature.report import ScaleError, draw, table
+from tools.results import ToolReporter, check_results, write_results
 from utils.checkpoint import CheckpointMeta
 from utils.cli import Parser, add_device_argument, random_seed
 from utils.device import Compute
 from utils.errors import UserError, exit_cleanly
-from utils.files import check_results, check_writable, lock, write_files, write_results
+from utils.files import check_writable, lock, write_files
 from utils.loader import DeviceLoader, EvalBatchSampler, available_cores
-from utils.logger import ToolReporter
 from utils.run import Files
 from utils.schedules import milestones
 from utils.signals import SignalHandler

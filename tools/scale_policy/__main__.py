@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from data.image_folder import ImageFolder, eval_transform, open_folder
-from tools.pictures import Pictures, make_loader
+from tools.pictures import Pictures, add_test_arguments, make_loader
 from tools.pretrained import add_arch_argument, open_classifier
+from tools.results import add_out_argument, check_results, write_results
 from tools.scale_policy.figure import draw_folder, draw_pictures
 from tools.scale_policy.policy import Policies, is_elastic, measure
-from utils.cli import Parser, add_out_argument, add_test_arguments
+from utils.cli import Parser
 from utils.device import Compute
 from utils.errors import UserError, exit_cleanly
-from utils.files import check_results, write_results
 from utils.loader import told_of_workers
 
 DEFINITION = (
