@@ -100,6 +100,8 @@ class TwoBranchBottleneck(TwoBranch):
         elastic: bool = False,
     ):
         super().__init__(split, elastic)
+        if elastic and stride != 1:
+            raise ValueError('an elastic block keeps the resolution of its input')
         if split:
             width, groups = width // 2, groups // 2
             self._add_branch('_d', in_planes, width, out_planes, stride=stride, groups=groups, dilation=dilation)

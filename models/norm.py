@@ -33,7 +33,7 @@ def bn_buffers(net: nn.Module) -> dict[str, Tensor]:
 
 
 def freeze_bn_layers(net: nn.Module) -> nn.Module:
-    """Leave weights, biases and, in `train_but_frozen_norms`, statistics of all batch norms as they are."""
+    """Leave weights, biases and, in `train_with_frozen_bn`, statistics of all batch norms as they are."""
     for norm in batch_norms(net):
         norm.requires_grad_(False)
     return net

@@ -36,7 +36,7 @@ def load_net(
 ) -> tuple[nn.Module, CheckpointMeta]:
     """The net of a checkpoint with its weights, and what it is for; `kwargs` go to the net's builder.
 
-    `task` and `arch` are needed only where neither the file nor its tensors tell; `wanted` are the classes that the
+    `task` and `arch` are needed only where neither the file nor its tensors tell; `expected` are the classes that the
     checkpoint must have. UserError that says which is missing, or in what the file is of another net.
     """
     task, arch = identify(found, task, arch)

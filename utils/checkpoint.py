@@ -184,7 +184,7 @@ def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 # SGD's state as PyTorch saves it: what is kept of each parameter by its key, and the keys of each group.
 MOMENTUM = Kind(
     'the state of a parameter of SGD',
-    lambda value: isinstance(value, dict) and isinstance(value.get('momentum_buffer'), Tensor | None),
+    lambda state: isinstance(state, dict) and (not state or isinstance(state.get('momentum_buffer', 0), Tensor | None)),
 )
 OPTIMIZER = {
     'param_groups': [{'params': [Kind('the key of a parameter', lambda key: isinstance(key, int))]}],

@@ -35,7 +35,7 @@ def tell(error: UserError) -> None:
 
 @contextmanager
 def reading(message: str) -> Iterator[None]:
-    """Within, whatever a library raises over the bytes of a file is a UserError that begins with `told`.
+    """Within, whatever a library raises over the bytes of a file is a UserError that begins with `message`.
 
     What damaged bytes make libraries raise has no bounds: struct.error, IndexError, MemoryError. Their warnings are not
     shown: of a readable file they tell nothing that matters here, and of another one the error tells.

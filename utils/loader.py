@@ -176,7 +176,7 @@ class DeviceLoader:
                 raise
             dead[0].join()  # else its end could be told once more, later
             code = dead[0].exitcode
-            how = f'exited with status {code}' if code > 0 else f'is killed by signal: {signal.strsignal(-code)}'
+            how = f'exited with status {code}' if code >= 0 else f'is killed by signal: {signal.strsignal(-code)}'
             raise _lost(f'DataLoader worker (pid {dead[0].pid}) {how}') from error
 
     def _ahead(self, side: torch.cuda.Stream) -> Iterator[tuple[Tensor, Any]]:

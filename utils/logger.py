@@ -1,6 +1,5 @@
 """What a run says: printed lines, a bar on a terminal, log.jsonl and curves.png."""
 
-import copy
 import json
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from utils.distributed import is_main_process
 from utils.errors import UserError
 from utils.files import write_figure
 from utils.form import ANYTHING, COUNT, NAME, fault
-from utils.metrics import Clock, Metrics
+from utils.metrics import Clock, Metrics, over_processes
 
 ROOT = Path(__file__).resolve().parent.parent
 # The lines of the log, and what old or shorter ones lack.
@@ -78,11 +77,11 @@ class SpeedReporter(Reporter):
 
     def train_line(self, epoch: int, step: int, steps: int, clock: Clock, lr: float, metrics: Metrics) -> None:
         """Print how training goes at a step."""
-        super().train_line(epoch, step, steps, clock, lr, _over_processes(metrics))
+        super().train_line(epoch, step, steps, clock, lr, over_processes(metrics))
 
     def test_line(self, step: int, steps: int, clock: Clock, metrics: Metrics) -> None:
         """Print how a test goes at a step."""
-        super().test_line(step, steps, clock, _over_processes(metrics))
+        super().test_line(step, steps, clock, over_processes(metrics))
 
     def times(self, clock: Clock) -> str:
         """Seconds per iteration, images per second."""
@@ -197,13 +196,6 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _over_processes(metrics: Metrics) -> Metrics:
-    """What all processes counted, in metrics that nobody goes on counting with."""
-    total = copy.deepcopy(metrics)
-    total.reduce()
-    return total
 
 
 def _pair(last_and_average: list[float]) -> str:

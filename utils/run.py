@@ -183,7 +183,8 @@ class Run:
         The first, which a run goes on from, is put in place last: one killed before that does the epoch again.
         """
         self.check_finite()
-        check_weights(self.state.model)
+        with together():  # running statistics are each process's own
+            check_weights(self.state.model)
         content = {
             'epoch': self.epoch,
             **asdict(self.meta),
@@ -256,7 +257,7 @@ class Run:
             old, new = (', '.join(f'{k} {v}' for k, v in p.items()) for p in (found.position['plan'], self.plan))
             raise UserError(f'{found.path} was saved inside an epoch of {old}; it cannot go on with {new}')
         self.step, self.metrics_state = found.position['step'], found.position['metrics']
-        samples, micro_batch, *_ = self.plan.values()
+        samples, micro_batch = self.plan['samples'], self.plan['micro-batch']
         if self.step * micro_batch >= samples + micro_batch:
             raise UserError(f'{found.path}: its position is step {self.step} of an epoch of {samples} samples')
 

@@ -2,7 +2,7 @@
 
     main -> Trainer.fit -> train_epoch -> TrainingStep      and      main -> Trainer.evaluate -> evaluate
 
-Nothing in the two loops waits for the device between printed lines.
+Nothing in the two loops waits for the device between printed lines, but segmentation's tests for the batch before.
 """
 
 from argparse import Namespace
@@ -41,7 +41,7 @@ from utils.loader import (
     told_of_workers,
 )
 from utils.logger import Reporter
-from utils.metrics import Clock, Metrics
+from utils.metrics import Clock, Metrics, over_processes
 from utils.run import Files, Run, TrainState
 from utils.signals import SignalHandler
 
@@ -50,7 +50,7 @@ NewMetrics = Callable[[torch.device], Metrics]
 
 
 class TrainingStep:
-    """Forward, backward and update of a net whose gradients are summed over `accum_steps` micro-batches."""
+    """Forward, backward and update of a net whose gradients are averaged over `accum_steps` micro-batches."""
 
     def __init__(
         self, model: nn.Module, loss: Loss, compute: Compute, optimizer: torch.optim.Optimizer, accum_steps: int = 1
@@ -148,8 +148,7 @@ def train_epoch(
             stop.check()
             run.save_if_due()
     run.check_finite()
-    metrics.reduce()
-    return metrics.compute()
+    return over_processes(metrics).compute()
 
 
 @told_of_workers()
@@ -254,14 +253,14 @@ class Trainer:
         args, compute, reporter = self.args, self.compute, self.reporter
         with together():
             self._check(train_set)
-            folder = lock(args.output) if is_main_process() else nullcontext()
-        with together():  # when the folder is ours: its checkpoint stays as it is read
+            output_lock = lock(args.output) if is_main_process() else nullcontext()
+        with together():  # only once locked: no other run can replace the file that is read
             found = find_checkpoint(args, self.files)
         images = f'{len(train_set):,} training' + (f' and {len(val_set):,} test' if val_set is not None else '')
         self._describe(images, f'{self.accum_steps} x {self.micro_batch} per update')
         keep_freed_memory(compute.device)
         training_step = TrainingStep(self.model, self.loss, compute, optimizer, self.accum_steps)
-        with folder, SignalHandler() as stop:
+        with output_lock, SignalHandler() as stop:
             with together():
                 plan = {'samples': len(train_set), 'micro-batch': self.micro_batch, 'accumulate': self.accum_steps}
                 state = TrainState(self.model, optimizer, training_step.scaler)
@@ -300,7 +299,7 @@ class Trainer:
 
     @property
     def _smallest(self) -> int | None:
-        """The images that a segmenter trains on at least, and an epoch may end with; None: only with a full batch."""
+        """The fewest images that a device may get in an epoch's last batch; None: it is dropped unless it is full."""
         smallest = getattr(self.model, 'smallest_batch', None)
         frozen = not any(norm.weight.requires_grad for norm in batch_norms(self.model))
         return 1 if smallest and frozen else smallest
@@ -315,6 +314,7 @@ class Trainer:
         if alone and part < (self._smallest or 1):
             message = f'{args.arch} trains on {self._smallest} images per device, or with --freeze-bn'
             raise UserError(f'--batch-size {args.batch_size}: {message}')
+        # Of fewer than 64 pixels nets may leave one value per channel, which batch norm cannot train on.
         if alone and part == 1 and self._smallest is None and args.image_size < 64:
             cure = 'give a larger --image-size or --batch-size, or a smaller --num-gpus'
             raise UserError(f'{args.arch} cannot train on single images of {args.image_size} pixels: {cure}')
