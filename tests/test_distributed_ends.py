@@ -3,13 +3,14 @@
 import re
 import shutil
 import signal
+import socket
 from datetime import timedelta
 from itertools import takewhile
 from unittest.mock import Mock
 
 import pytest
 
-from tests.launch import SMALL, Job, apex, launch, run, torchrun
+from tests.launch import HOST, SMALL, Job, launch, run, torchrun
 from tests.runs import LAST, MEASURED, PAIR, assert_same, content
 from utils import checkpoint, distributed
 from utils.files import lock
@@ -41,7 +42,10 @@ def test_second_job_on_a_folder_in_use_is_refused(folder, tmp_path):
 
 
 def test_flags_of_apex_start_a_job_all_of_which_stops_if_one_process_is_told_to(folder, tmp_path):
-    with apex(2, 'docker_classify', folder, *SMALL, '-b', 6, '--output', tmp_path, '--epochs', 1000) as job:
+    with socket.create_server((HOST, 0)) as free:
+        flags = '--world-size', 2, '--dist-url', f'tcp://{HOST}:{free.getsockname()[1]}', '--rank'
+    arguments = 'docker_classify', folder, *SMALL, '-b', 6, '--output', tmp_path, '--epochs', 1000, *flags
+    with Job(*[((*arguments, number), {}) for number in range(2)]) as job:
         job.send(1, signal.SIGTERM, after='Epoch: [1]')
         assert job.end() == ([143, 143], ['', ''])
         assert job.out(1) == ''

@@ -1,6 +1,5 @@
-"""What matters on GPUs, proven without one: by fake CUDA tensors, noted calls, a thread as DataParallel's."""
+"""What matters on GPUs, proven without one: by fake CUDA tensors and noted calls."""
 
-import threading
 from functools import partial
 from types import SimpleNamespace
 from unittest.mock import create_autospec
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
 
 from data.voc import CLASSES
+from models.deeplab import DeepLab
 from tests.conftest import TinyNet
 from utils import device as engine
 from utils import loader as data
@@ -24,14 +24,16 @@ from utils.trainer import Trainer, TrainingStep
 GPU = torch.device('cuda')
 
 
-@pytest.mark.parametrize('amp, dtype', [('off', torch.float32), ('bf16', torch.bfloat16)])
-def test_nets_cast_by_themselves_in_threads_that_know_nothing_of_it(amp, dtype):
-    training_step, results = TrainingStep(TinyNet(3), F.cross_entropy, Compute('cpu', amp), None), []
-    training_step.model.conv1.register_forward_hook(lambda module, inputs, output: results.append(output.dtype))
-    thread = threading.Thread(target=training_step.runner, args=(torch.randn(2, 3, 32, 32),))
-    thread.start()
-    thread.join()
-    assert results == [dtype]
+def test_segmenters_resize_in_float32(monkeypatch):
+    net, dtypes, resize = DeepLab((1, 1, 1), 3), [], F.interpolate
+    net.aspp.register_forward_hook(lambda module, inputs, scores: dtypes.append(scores.dtype))
+    monkeypatch.setattr(F, 'interpolate', lambda x, *how, **named: dtypes.append(x.dtype) or resize(x, *how, **named))
+    Compute('cpu', 'bf16').runner(net, train=True)(torch.randn(2, 3, 17, 17))
+    assert dtypes == [torch.bfloat16, torch.float32]
+
+
+def test_outputs_and_losses_are_float32_whatever_the_net_computes_in():
+    training_step = TrainingStep(TinyNet(3), F.cross_entropy, Compute('cpu', 'bf16'), None)
     outputs, loss = training_step.forward(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
     assert outputs.dtype == loss.dtype == torch.float32
 
@@ -65,15 +67,22 @@ def test_a_numbered_gpu_is_the_current_one_and_float32_is_what_was_asked_for(mon
     assert Compute('cuda', amp).devices == 2
 
 
-@pytest.mark.parametrize('device', ['cpu', 'cuda'])
-def test_scripts_compute_as_asked_with_the_fused_optimizer_on_gpus(classify, multilabel, segment, monkeypatch, device):
+@pytest.mark.parametrize(
+    'device, layout, told', [('cpu', ['--no-channels-last'], 'contiguous'), ('cuda', [], 'channels-last')]
+)
+def test_scripts_compute_as_asked_with_the_fused_optimizer_on_gpus(
+    classify, multilabel, segment, monkeypatch, device, layout, told
+):
     fit, gpu = create_autospec(Trainer.fit), SimpleNamespace(compute=SimpleNamespace(device=torch.device(device)))
     monkeypatch.setattr(Trainer, 'on_gpu', Trainer.on_gpu.fget(gpu))
     monkeypatch.setattr(Trainer, 'fit', fit)
     for called, flags in (classify, []), (multilabel, []), (segment, ['--train', '--freeze-bn']):
-        called(*flags, '--compile', '--no-channels-last', '--amp', 'bf16')
-    fitted = [(str(call.args[0].compute), call.args[1].defaults['fused']) for call in fit.mock_calls]
-    assert fitted == [('cpu, bfloat16, contiguous, compiled', device == 'cuda')] * 3
+        called(*flags, *layout, '--compile', '--amp', 'bf16')
+    for trainer, optimizer, *_ in (call.args for call in fit.mock_calls):
+        assert str(trainer.compute) == f'cpu, bfloat16, {told}, compiled'
+        assert next(trainer.model.parameters()).is_contiguous() is (told == 'contiguous')
+        assert optimizer.defaults['fused'] is (device == 'cuda')
+    assert fit.call_count == 3
 
 
 @pytest.mark.parametrize('processes, asked, workers', [(1, 16, 8), (4, 16, 2), (4, 1, 1), (16, 3, 1), (4, 0, 0)])

@@ -13,7 +13,6 @@ from torchvision import transforms
 
 from data.image_folder import eval_transform, open_folder
 from tests.checkpoints import killed_at
-from tests.conftest import TinyNet
 from utils import logger
 from utils.device import Compute
 from utils.errors import UserError
@@ -63,14 +62,6 @@ def test_loader_gives_what_torchvisions_transforms_give(folder, monkeypatch, ahe
         found += zip(images, targets.tolist(), strict=True)
     assert [label for _, label in found] == theirs.index.labels().tolist()
     assert all(torch.equal(own[0], their[0]) for own, their in zip(found, theirs, strict=True))
-
-
-def test_layout_and_precision_of_a_net():
-    assert Compute('cpu', channels_last=False).place(TinyNet(3)).conv1.weight.is_contiguous()
-    compute = Compute('cpu', 'bf16')
-    model = compute.place(TinyNet(3))
-    assert model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    assert compute.place_for_test(model).conv1.weight.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
