@@ -16,10 +16,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from models.cost import count_macs
 from tests.conftest import Script, TinyNet, TinySegmenter
 from tools.benchmark import __main__ as benchmark
-from tools.benchmark import loaders as input_speed
+from tools.benchmark import loaders, startup
 from tools.benchmark import nets as net_speed
-from tools.benchmark import startup as startup_speed
-from tools.benchmark.loaders import draw_pictures, link_pictures
 from tools.benchmark.nets import Way, Work
 from tools.benchmark.timing import Apart
 from utils.errors import UserError
@@ -131,8 +129,8 @@ def test_loaders_are_measured_by_workers(measure, tmp_path, capsys):
 
 
 def test_epoch_holds_all_images(tmp_path):
-    link_pictures(draw_pictures(tmp_path, 2), tmp_path / 'train', 8, 5)
-    assert [run() for run in input_speed.loaders(tmp_path / 'train', 0).values()] == [40, 40, 40]
+    loaders.link_pictures(loaders.draw_pictures(tmp_path, 2), tmp_path / 'train', 8, 5)
+    assert [run() for run in loaders.loaders(tmp_path / 'train', 0).values()] == [40, 40, 40]
 
 
 def test_startup_of_a_set_that_is_made(measure, tmp_path, capsys, monkeypatch):
@@ -140,9 +138,9 @@ def test_startup_of_a_set_that_is_made(measure, tmp_path, capsys, monkeypatch):
 
     def launch(folder, environment):
         launched.append((len(os.listdir(f'{folder}/train/n00000002')), folder == environment['XDG_CACHE_HOME']))
-        return dict.fromkeys([*startup_speed.STAGES, 'total'], float(len(launched)))
+        return dict.fromkeys([*startup.STAGES, 'total'], float(len(launched)))
 
-    monkeypatch.setattr(startup_speed, 'PICTURES', 2)
+    monkeypatch.setattr(startup, 'PICTURES', 2)
     monkeypatch.setattr(benchmark, 'launch', launch)
     measure('--startup', '--classes', 3, '--per-class', 7)
     first, _, _, *rows, median = capsys.readouterr().out.splitlines()
@@ -156,8 +154,8 @@ def test_startup_of_a_set_that_is_made(measure, tmp_path, capsys, monkeypatch):
 def test_launch_tells_the_time_of_each_stage(folder, tmp_path, monkeypatch):
     monkeypatch.setenv('MPLCONFIGDIR', matplotlib.get_cachedir())
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    times = startup_speed.launch(folder, os.environ)
-    stages = [times[stage] for stage in startup_speed.STAGES]
+    times = startup.launch(folder, os.environ)
+    stages = [times[stage] for stage in startup.STAGES]
     assert times['total'] == pytest.approx(sum(stages))
     assert min(stages) > 0
 
@@ -166,7 +164,7 @@ def test_what_a_launch_complains_of_is_one_line(monkeypatch):
     ended = subprocess.CompletedProcess([], 1, stdout='', stderr='error: no folder nowhere/train\n')
     monkeypatch.setattr(subprocess, 'run', lambda *_, **__: ended)
     with pytest.raises(UserError, match='^no folder nowhere/train$'):
-        startup_speed.launch('nowhere', os.environ)
+        startup.launch('nowhere', os.environ)
 
 
 # On GPUs

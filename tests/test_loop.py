@@ -99,9 +99,8 @@ def test_workers_outlive_a_signal_to_all_and_end_with_the_parent():
 # log.jsonl and curves.png: no curve is lost to a kill, no run to a spoiled line
 
 SPOILED = [
-    *(b'not json', b'\xff\xfe\x00 bytes of another text', b'7', b'null', b'"text"', b'[{"epoch": 0}]', b'{"other": 1}'),
-    *(b'{"epoch": "0", "train": {"loss": 1.0}}', b'{"epoch": 0, "train": 5}', b'{"args": {}, "from_epoch": null}'),
-    *(b'{"args": {}, "checkpoint": ["a"]}', b'{"epoch": %d}' % 10**99, b'[' * 100_000, b''),
+    *(b'not json', b'\xff\xfe\x00 bytes of another text', b'7', b'[{"epoch": 0}]', b'{"other": 1}', b''),
+    *(b'[' * 100_000, b'{"epoch": %d}' % 10**99, b'{"epoch": 0, "train": 5}', b'{"args": {}, "from_epoch": null}'),
 ]
 
 

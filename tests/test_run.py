@@ -100,15 +100,13 @@ def test_what_a_killed_run_left_half_written_is_removed(classify, tmp_path):
     assert epochs(tmp_path)[0]['checkpoint'] == LAST
 
 
-OWN = 'give this one a folder of its own, --output runs/'
-
-
 @pytest.mark.parametrize(
     'arguments, told',
     [
         ('-a small --evaluate --resume {last}', '{last}: a checkpoint of tiny, not of --arch small'),
-        ('-a small --auto-resume', f'{{best}} is of another run: {OWN}small'),  # both keep their best under that name
-        ('', f'{{last}} is of another run: go on with it (--auto-resume), or {OWN}tiny'),
+        # Both keep their best under one name.
+        ('-a small --auto-resume', '{best} is of another run: give this one a folder of its own, --output runs/small'),
+        ('', '{last} is of another run: go on with it (--auto-resume), or give this one a folder of its own, --output'),
         ('--auto-resume', '{last} cannot be resumed: its classes differ: fox where the data has gnu; give another '),
     ],
 )

@@ -25,6 +25,7 @@ from utils.errors import UserError
 from utils.multilabel import NAMES
 from utils.run import Run
 
+COCO_VAL = 'annotations/instances_val2014.json'
 MEAN_IOUS = 'Mean IoU', 'Mean IoU over the 21 classes present'
 
 
@@ -200,7 +201,6 @@ def test_sheet_of_predictions(undisturbed, coco, tiny, tmp_path, capsys, monkeyp
         ('multilabel_classify', '--year 2017', 'no folder'),
         ('segment', '', 'deeplab_tiny_pascal_v3_mine_epoch2.pth'),
         ('segment', '--train --batch-size 1', '--batch-size 1: tiny trains on 2 images per device'),
-        ('segment', '--train --base_lr 1e30 --last_mult 1e8', 'not finite'),
         ('segment', '--gpu 7', '--device cuda:7: no such device here'),
         ('segment', '--exp=my/exp', 'argument --exp: invalid part_of_a_name value'),
     ],
@@ -215,10 +215,6 @@ def replace(path, old, new):
     path.write_text(path.read_text().replace(old, new))
 
 
-PICTURE = 'train2014/train_3.png'
-CATEGORIES = 'annotations/instances_val2014.json'
-
-
 @pytest.mark.parametrize(
     'script, spoil, told',
     [
@@ -226,8 +222,8 @@ CATEGORIES = 'annotations/instances_val2014.json'
         ('classify', lambda at: [path.unlink() for path in (at / 'val/bee').iterdir()], 'bee'),
         ('classify', lambda at: (at / 'val/bee').rename(at / 'val/wasp'), 'the same classes; only one has bee, wasp'),
         ('classify', lambda at: os.truncate(at / 'train/cat/2.png', 999), 'cannot read image {}/set/train/cat/2.png'),
-        ('multilabel_classify', lambda at: (at / PICTURE).unlink(), 'file are not there: train_3.png'),
-        ('multilabel_classify', lambda at: replace(at / CATEGORIES, 'cow', 'dog'), 'only one has cow, dog'),
+        ('multilabel_classify', lambda at: (at / 'train2014/train_3.png').unlink(), 'file are not there: train_3.png'),
+        ('multilabel_classify', lambda at: replace(at / COCO_VAL, 'cow', 'dog'), 'only one has cow, dog'),
         ('segment', lambda at: (at / 'VOC2012/JPEGImages/val_1.png').write_bytes(b'x'), 'cannot read image'),
         ('segment', lambda at: write_json(at.parent / 'run/val', {}), 'cannot write {}/run/val/val_0.png: File exists'),
     ],
