@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 from collections import namedtuple
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from functools import cache, partial
 from importlib import import_module
 
@@ -124,10 +124,7 @@ def devkit(tmp_path):
 @pytest.fixture(autouse=True)
 def one_thread():
     """Small nets are quicker on one thread, and tests that run side by side do not disturb each other."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Script:
@@ -136,8 +133,8 @@ class Script:
     def __init__(self, script, folder, arguments=''):
         self.script, self.shared = script, [str(folder), *arguments.split()]
 
-    def __call__(self, *arguments) -> None:
-        self.script.main(self.script.make_parser().parse_args([*self.shared, *map(str, arguments)]))
+    def __call__(self, *arguments):
+        return self.script.main(self.script.make_parser().parse_args([*self.shared, *map(str, arguments)]))
 
     def error(self, capsys, *arguments) -> str:
         """The single line on stderr with which a call ends."""
@@ -175,6 +172,23 @@ def segment(devkit, tiny, tmp_path):
     script = small_script('segment', devkit)
     script.shared += ['--output', str(tmp_path / 'run')]
     return script
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """The benchmark runs nets in this process, as if they took 3 MiB, and multiplies small matrices.
+
+    Large ones in bf16 take minutes on a processor that has no bf16.
+    """
+
+    @contextmanager
+    def apart(name, make_step, device, *args):
+        step = make_step(*args)
+        step.peak = lambda: 3 * 2**20
+        yield step
+
+    monkeypatch.setattr('tools.benchmark.nets.Apart', apart)
+    monkeypatch.setattr('tools.benchmark.nets.MATRIX_SIDE', 64)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ by the system: several runs of the tests can go on side by side.
 
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -72,13 +71,6 @@ def launch(world, *arguments, store=None, restart=0, **environment):
     told = environment | {'WORLD_SIZE': world, 'MASTER_ADDR': HOST, 'MASTER_PORT': store.port}
     told |= {'TORCHELASTIC_USE_AGENT_STORE': True, 'TORCHELASTIC_RESTART_COUNT': restart}
     return Job(*[(arguments, told | {'RANK': n, 'LOCAL_RANK': n}) for n in range(world)], store=store)
-
-
-def apex(world, *arguments):
-    """A job started as apex.parallel.multiproc does: by flags, without an environment; where they meet is told."""
-    with socket.create_server((HOST, 0)) as free:
-        flags = '--dist-url', f'tcp://{HOST}:{free.getsockname()[1]}', '--world-size', world
-    return Job(*[([*arguments, *flags, '--rank', number], {}) for number in range(world)])
 
 
 def run(world, *arguments, **options):

@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from tests.conftest import Script, TinyNet, register
-from tests.test_benchmark import here
-from tools.benchmark import nets as net_speed
 from tools.check_gpu import __main__ as tool
 from tools.check_gpu import cost, golden, numbers
 from tools.check_gpu.result import at_most, skipped
@@ -36,14 +34,12 @@ DONE = [name for name in tool.CHECKS if name in SMALL or not name.startswith(('g
 
 
 @pytest.fixture(autouse=True)
-def little(monkeypatch):
+def little(here, monkeypatch):
     """Nets are compiled as far as needs no compiler, the smallest is TinyNet, and those of the rates are."""
     register(monkeypatch)
     monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager'))
     for nets, name in (cost.NETS, 'resnext50_elastic'), (cost.RIVALS, 'resnext50_32x4d'):
         monkeypatch.setitem(nets, name, TinyNet)
-    monkeypatch.setattr(net_speed, 'Apart', here)
-    monkeypatch.setattr(net_speed, 'MATRIX_SIDE', 64)
     monkeypatch.setattr(cost, 'BATCH', 2)
 
 

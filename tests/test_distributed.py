@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,8 +14,7 @@ from tests import job
 from tests.conftest import Script, write_folder
 from tests.launch import SMALL, launch, run
 from tests.runs import LAST, LAST_OF_COCO, LAST_OF_VOC, assert_same, content, epochs
-from utils import checkpoint, trainer
-from utils.loader import TrainBatchSampler
+from utils import checkpoint
 
 
 @pytest.mark.parametrize('world', [2, 3])
@@ -34,61 +32,28 @@ def test_shared_evaluation_and_averages_are_those_of_one_process(world, tmp_path
 
 @pytest.fixture(scope='module', params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def trained(request, tmp_path_factory):
-    """A job of classify.py that is left alone: its size, arguments, folder, last checkpoint and what it printed."""
+    """A job of classify.py that is left alone: its size, arguments and folder."""
     world, place = request.param, tmp_path_factory.mktemp('job')
     arguments = [write_folder(place / 'pictures'), *SMALL, '-b', 6 * world, '-g', 2 * world]
-    out = run(world, 'classify', *arguments, '--output', place / 'run')
-    saved = checkpoint.read(place / 'run' / LAST)
-    return SimpleNamespace(world=world, arguments=arguments, run=place / 'run', out=out, saved=saved)
+    run(world, 'classify', *arguments, '--output', place / 'run')
+    return SimpleNamespace(world=world, arguments=arguments, run=place / 'run')
 
 
-@pytest.fixture
-def alone(trained, tiny):
-    """classify.py with the job's arguments, in this process."""
-    return partial(Script(script, trained.arguments[0]), *trained.arguments[1:])
-
-
-@pytest.fixture
-def told(monkeypatch):
-    """Results of evaluations in this process."""
-    results, real = [], trainer.evaluate
-    monkeypatch.setattr(trainer, 'evaluate', lambda *arguments: results.append(real(*arguments)) or results[-1])
-    return results
-
-
-def test_training_equals_one_process_with_as_many_micro_batches(trained, alone, tmp_path):
+def test_training_equals_one_process_with_as_many_micro_batches(trained, tiny, tmp_path):
     """Each process normalizes what a micro-batch of the single process holds, so weights agree; statistics do not."""
-    alone('--output', tmp_path)
+    Script(script, trained.arguments[0])(*trained.arguments[1:], '--output', tmp_path)
     job, one = content(trained.run), content(tmp_path)
-    statistics = [process['statistics'] for process in trained.saved.processes]
+    statistics = [process['statistics'] for process in checkpoint.read(trained.run / LAST).processes]
     assert_same(statistics[0], {name: job.pop(name) for name in statistics[0]})
     torch.testing.assert_close(job, {name: one[name] for name in job}, rtol=1e-5, atol=1e-6)
     means = torch.stack([values['bn3.running_mean'] for values in statistics])
     assert len(means.unique(dim=0)) == trained.world
 
 
-def test_every_line_is_said_once(trained):
-    steps = 12 // trained.world
-    said = re.findall(r'^Epoch: \[(\d)\]\[(\d+)/(\d+)\]', trained.out, re.MULTILINE)
-    assert said == [(epoch, str(step), str(steps)) for epoch in '01' for step in range(steps)]
-    assert len(re.findall(r'^ \* Err@1', trained.out, re.MULTILINE)) == 2
-    assert [record.get('epoch') for record in epochs(trained.run)] == [None, 0, 1]
+SLOW = [pytest.param(*kill, marks=pytest.mark.slow) for kill in [(2, '0:2'), (2, '0:5'), (2, '1:6'), (3, '2:2')]]
 
 
-def test_the_mean_of_what_each_process_finds_is_reported(trained, alone, told, tmp_path):
-    for process in trained.saved.processes:
-        torch.save({'state_dict': trained.saved.state_dict | process['statistics']}, tmp_path / 'part.pth')
-        alone('--evaluate', '--resume', tmp_path / 'part.pth')
-    assert len({results['loss'] for results in told}) == trained.world
-    mean = {name: sum(results[name] for results in told) / trained.world for name in ('loss', 'err1', 'err5')}
-    assert epochs(trained.run)[-1]['val'] == pytest.approx(mean)
-
-
-KILLS = (2, '0:2'), (2, '0:5'), (2, '1:6'), (3, '2:2'), (3, '0:3')
-SLOW_KILLS = [pytest.param(*kill, marks=pytest.mark.slow) for kill in KILLS]
-
-
-@pytest.mark.parametrize('trained, kill', [(2, '1:3'), *SLOW_KILLS], indirect=['trained'])
+@pytest.mark.parametrize('trained, kill', [(2, '1:3'), *SLOW], indirect=['trained'])
 def test_job_goes_on_after_a_process_is_killed_at_any_step(trained, kill, tmp_path):
     arguments = ['classify', *trained.arguments, '--output', tmp_path, '--save-steps', 1, '--auto-resume']
     number, update = map(int, kill.split(':'))
@@ -107,13 +72,12 @@ def test_job_goes_on_after_a_process_is_killed_at_any_step(trained, kill, tmp_pa
     torch.testing.assert_close(killed, whole, rtol=1e-6, atol=1e-6)
 
 
-def test_averaged_statistics_are_saved_and_shared_evaluation_reports_them(classify, told, tmp_path):
+def test_averaged_statistics_are_saved_and_shared_evaluation_reports_them(classify, tmp_path):
     run(2, 'classify', *classify.shared, '--average-bn', '--output', tmp_path)
     first, second = (process['statistics'] for process in checkpoint.read(tmp_path / LAST).processes)
     assert_same(first, second)
-    classify('--evaluate', '--resume', tmp_path / LAST)
-    reported = epochs(tmp_path)[-1]['val']
-    assert (told[0]['err1'], told[0]['err5']) == (reported['err1'], reported['err5'])
+    alone, reported = classify('--evaluate', '--resume', tmp_path / LAST), epochs(tmp_path)[-1]['val']
+    assert (alone['err1'], alone['err5']) == (reported['err1'], reported['err5'])
 
 
 def test_coco_as_a_job(multilabel, tmp_path, capsys):
@@ -137,10 +101,6 @@ def test_voc_as_a_job(segment, tmp_path, capsys):
     pictures = [{path.name: path.read_bytes() for path in (place / 'val').iterdir()} for place in (two, one)]
     assert pictures[0] == pictures[1]
     assert len(pictures[0]) == 3
-
-
-def test_an_epochs_last_batch_is_left_out_where_a_process_would_get_too_few():
-    assert [len(TrainBatchSampler(13, 4, 0, smallest=1, world=world)) for world in (1, 2)] == [4, 3]
 
 
 def test_docker_classifys_lines_are_averages_over_the_processes(classify, tmp_path):

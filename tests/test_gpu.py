@@ -1,8 +1,8 @@
-"""What matters on GPUs, proven without one: by fake CUDA tensors, noted calls, a thread as DataParallel's."""
+"""What matters on GPUs, proven without one: by fake CUDA tensors and noted calls."""
 
-import threading
 from functools import partial
 from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -24,27 +24,16 @@ from utils.trainer import Trainer, TrainingStep
 GPU = torch.device('cuda')
 
 
-def training_step_of(model, amp='off', accum_steps=1):
-    compute = Compute('cpu', amp)
-    return TrainingStep(model, F.cross_entropy, compute, None, accum_steps)
-
-
 def test_segmenters_resize_in_float32(monkeypatch):
-    training_step, dtypes, resize = training_step_of(DeepLab((1, 1, 1), 3), 'bf16'), [], F.interpolate
-    training_step.model.aspp.register_forward_hook(lambda module, inputs, scores: dtypes.append(scores.dtype))
+    net, dtypes, resize = DeepLab((1, 1, 1), 3), [], F.interpolate
+    net.aspp.register_forward_hook(lambda module, inputs, scores: dtypes.append(scores.dtype))
     monkeypatch.setattr(F, 'interpolate', lambda x, *how, **named: dtypes.append(x.dtype) or resize(x, *how, **named))
-    training_step.runner(torch.randn(2, 3, 17, 17))
+    Compute('cpu', 'bf16').runner(net, train=True)(torch.randn(2, 3, 17, 17))
     assert dtypes == [torch.bfloat16, torch.float32]
 
 
-@pytest.mark.parametrize('amp, dtype', [('off', torch.float32), ('bf16', torch.bfloat16)])
-def test_nets_cast_by_themselves_in_threads_that_know_nothing_of_it(amp, dtype):
-    training_step, results = training_step_of(TinyNet(3), amp), []
-    training_step.model.conv1.register_forward_hook(lambda module, inputs, output: results.append(output.dtype))
-    thread = threading.Thread(target=training_step.runner, args=(torch.randn(2, 3, 32, 32),))
-    thread.start()
-    thread.join()
-    assert results == [dtype]
+def test_outputs_and_losses_are_float32_whatever_the_net_computes_in():
+    training_step = TrainingStep(TinyNet(3), F.cross_entropy, Compute('cpu', 'bf16'), None)
     outputs, loss = training_step.forward(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
     assert outputs.dtype == loss.dtype == torch.float32
 
@@ -78,18 +67,18 @@ def test_a_numbered_gpu_is_the_current_one_and_float32_is_what_was_asked_for(mon
     assert Compute('cuda', amp).devices == 2
 
 
-def test_tf32_is_of_gpus_alone(classify, capsys):
-    assert '--amp tf32 needs a GPU of NVIDIA' in classify.error(capsys, '--amp', 'tf32')
-
-
-@pytest.mark.parametrize('device', ['cpu', 'cuda'])
-def test_scripts_ask_for_the_fused_optimizer_on_gpus(classify, multilabel, segment, monkeypatch, device):
-    optimizers, gpu = [], Trainer.on_gpu.fget(SimpleNamespace(compute=SimpleNamespace(device=torch.device(device))))
-    monkeypatch.setattr(Trainer, 'on_gpu', gpu)
-    monkeypatch.setattr(Trainer, 'fit', lambda trainer, optimizer, *_: optimizers.append(optimizer))
+@pytest.mark.parametrize('device, layout', [('cpu', 'contiguous'), ('cuda', 'channels-last')])
+def test_scripts_compute_as_asked_and_on_gpus_by_fused_sgd(classify, multilabel, segment, monkeypatch, device, layout):
+    fit, gpu = create_autospec(Trainer.fit), SimpleNamespace(compute=SimpleNamespace(device=torch.device(device)))
+    monkeypatch.setattr(Trainer, 'on_gpu', Trainer.on_gpu.fget(gpu))
+    monkeypatch.setattr(Trainer, 'fit', fit)
     for called, flags in (classify, []), (multilabel, []), (segment, ['--train', '--freeze-bn']):
-        called(*flags)
-    assert [optimizer.defaults['fused'] for optimizer in optimizers] == [device == 'cuda'] * 3
+        called(*flags, *['--no-channels-last'] * (layout == 'contiguous'), '--compile', '--amp', 'bf16')
+    for trainer, optimizer, *_ in (call.args for call in fit.mock_calls):
+        assert str(trainer.compute) == f'cpu, bfloat16, {layout}, compiled'
+        assert next(trainer.model.parameters()).is_contiguous() is (layout == 'contiguous')
+        assert optimizer.defaults['fused'] is (device == 'cuda')
+    assert fit.call_count == 3
 
 
 @pytest.mark.parametrize('processes, asked, workers', [(1, 16, 8), (4, 16, 2), (4, 1, 1), (16, 3, 1), (4, 0, 0)])
@@ -107,7 +96,7 @@ def test_processes_exchange_gradients_where_they_are_and_once_per_update(monkeyp
     monkeypatch.setattr(engine, 'is_distributed', lambda: True)
     monkeypatch.setattr(engine, 'DistributedDataParallel', parallel)
     monkeypatch.setattr('utils.trainer.world_size', lambda: 2)
-    training_step = training_step_of(TinyNet(3), accum_steps=3)
+    training_step = TrainingStep(TinyNet(3), None, Compute('cpu'), None, accum_steps=3)
     assert training_step.runner.gradient_as_bucket_view is True
     assert [training_step.no_sync(step) == 'not exchanged' for step in range(6)] == [True, True, False] * 2
 
@@ -127,15 +116,3 @@ def test_no_metric_waits_for_a_batch(monkeypatch):
             value = loss(outputs, targets)
             finite.note(value, 0, 1)
             metrics.update(value, outputs, targets)
-
-
-def test_masks_are_written_while_the_next_batch_is_computed():
-    kept = []
-    scores = SegmentationScores(torch.device('cpu'), CLASSES, 3, lambda masks, index: kept.append((len(masks), index)))
-    for number in range(3):
-        labels = torch.full((1, 4, 4), number, dtype=torch.uint8)
-        outputs = F.one_hot(labels.long(), 21).permute(0, 3, 1, 2).float()
-        scores.update(torch.tensor(0.0), outputs, Target(labels, torch.tensor([number])))
-        assert kept == [(1, [n]) for n in range(number)]
-    assert scores.compute()['present'] == 3
-    assert kept == [(1, [0]), (1, [1]), (1, [2])]

@@ -17,7 +17,7 @@ from data.palette import voc_palette
 from data.voc import CLASSES
 from tests.conftest import SETS, Script, small_script, write_folder
 from tests.pictures import SIZES, Oracle, write_json, write_voc
-from tests.runs import LAST, LAST_OF_COCO, LAST_OF_VOC, MEASURED, PAIR, content, epochs
+from tests.runs import LAST, LAST_OF_COCO, LAST_OF_VOC, MEASURED, PAIR, epochs
 from tools import prediction_sheet
 from utils import checkpoint, trainer
 from utils import device as compute
@@ -25,7 +25,7 @@ from utils.errors import UserError
 from utils.multilabel import NAMES
 from utils.run import Run
 
-NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason='here is a GPU')
+COCO_VAL = 'annotations/instances_val2014.json'
 MEAN_IOUS = 'Mean IoU', 'Mean IoU over the 21 classes present'
 
 
@@ -161,28 +161,12 @@ def test_docker_classify_as_one_process_uses_one_gpu_and_classify_all(folder, ti
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
     monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
     monkeypatch.setattr(compute, 'set_up_gpu', lambda device, tf32: None)
-    devices, cut = [], Mock(wraps=trainer.micro_batches)
-
-    def place(compute, model):
-        devices.append(str(compute.device))
-        raise UserError('seen')
-
+    cut = Mock(side_effect=UserError('seen'))
     monkeypatch.setattr(trainer, 'micro_batches', cut)
-    monkeypatch.setattr(compute.Compute, 'place', place)
     for name in 'classify', 'docker_classify':
         with pytest.raises(UserError, match='seen'):
             small_script(name, folder)('-g', 4, '--device', 'auto')
-    assert devices == ['cuda', 'cuda:0']
     assert [call.args for call in cut.mock_calls] == [(8, 4, 4), (32, 4, 1)]  # of which on one GPU
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler on CPU')
-def test_compiled_net_trains_to_the_same_weights(undisturbed, classify, tmp_path):
-    classify('--output', tmp_path, '--compile')
-    compiled = content(tmp_path)
-    for name, value in content(undisturbed('classify').folder).items():
-        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_sheet_of_predictions(undisturbed, coco, tiny, tmp_path, capsys, monkeypatch):
@@ -206,10 +190,9 @@ def test_sheet_of_predictions(undisturbed, coco, tiny, tmp_path, capsys, monkeyp
 @pytest.mark.parametrize(
     'script, arguments, told',
     [
-        ('classify', '-a resnet', 'invalid choice'),
         ('classify', '--color', 'unrecognized arguments: --color'),
         ('classify', '--amp fp16', '--amp fp16 needs a GPU'),
-        pytest.param('classify', '--device cuda', '--device cuda', marks=NO_GPU),
+        ('classify', '--amp tf32', '--amp tf32 needs a GPU of NVIDIA'),
         ('classify', '--evaluate', '--evaluate needs --resume'),
         ('classify', '--resume no/x', 'no checkpoint at no/x'),
         ('classify', '-b 9', '--batch-size 9 cannot be cut into 2 equal micro-batches'),
@@ -218,10 +201,8 @@ def test_sheet_of_predictions(undisturbed, coco, tiny, tmp_path, capsys, monkeyp
         ('multilabel_classify', '--year 2017', 'no folder'),
         ('segment', '', 'deeplab_tiny_pascal_v3_mine_epoch2.pth'),
         ('segment', '--train --batch-size 1', '--batch-size 1: tiny trains on 2 images per device'),
-        ('segment', '--train --base_lr 1e30 --last_mult 1e8', 'not finite'),
         ('segment', '--gpu 7', '--device cuda:7: no such device here'),
         ('segment', '--exp=my/exp', 'argument --exp: invalid part_of_a_name value'),
-        ('segment', '--exp=', 'argument --exp: invalid part_of_a_name value'),
     ],
     indirect=['script'],
 )
@@ -234,10 +215,6 @@ def replace(path, old, new):
     path.write_text(path.read_text().replace(old, new))
 
 
-PICTURE = 'train2014/train_3.png'
-CATEGORIES = 'annotations/instances_val2014.json'
-
-
 @pytest.mark.parametrize(
     'script, spoil, told',
     [
@@ -245,11 +222,9 @@ CATEGORIES = 'annotations/instances_val2014.json'
         ('classify', lambda at: [path.unlink() for path in (at / 'val/bee').iterdir()], 'bee'),
         ('classify', lambda at: (at / 'val/bee').rename(at / 'val/wasp'), 'the same classes; only one has bee, wasp'),
         ('classify', lambda at: os.truncate(at / 'train/cat/2.png', 999), 'cannot read image {}/set/train/cat/2.png'),
-        ('classify', lambda at: (at / 'val/cat/2.png').write_text('x'), 'cannot read image {}/set/val/cat/2.png'),
-        ('multilabel_classify', lambda at: (at / PICTURE).unlink(), 'file are not there: train_3.png'),
-        ('multilabel_classify', lambda at: replace(at / CATEGORIES, 'cow', 'dog'), 'only one has cow, dog'),
+        ('multilabel_classify', lambda at: (at / 'train2014/train_3.png').unlink(), 'file are not there: train_3.png'),
+        ('multilabel_classify', lambda at: replace(at / COCO_VAL, 'cow', 'dog'), 'only one has cow, dog'),
         ('segment', lambda at: (at / 'VOC2012/JPEGImages/val_1.png').write_bytes(b'x'), 'cannot read image'),
-        ('segment', lambda at: (at / 'VOC2012/list/val.txt').unlink(), 'no list'),
         ('segment', lambda at: write_json(at.parent / 'run/val', {}), 'cannot write {}/run/val/val_0.png: File exists'),
     ],
     indirect=['script'],
