@@ -24,7 +24,7 @@ import json
 import os
 import statistics
 from argparse import Namespace
-from collections.abc import Mapping
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -145,22 +145,19 @@ def report_input(args: Namespace) -> list[dict[str, Any]]:
 
 
 def report_startup(args: Namespace) -> list[dict[str, float]]:
-    """Launch runs of the folder that is named, or of one that is made, and print their seconds."""
-    if args.startup:
-        return report_launches(args.startup, os.environ, args.rounds)
-    with made_set(args.classes, args.per_class) as (folder, environment):
-        print(f'{args.classes * args.per_class:,} training images in {args.classes:,} classes', flush=True)
-        return report_launches(folder, environment, args.rounds)
+    """Launch runs of the folder that is named, or of one that is made, and print their seconds.
 
-
-def report_launches(folder: str, environment: Mapping[str, str], rounds: int) -> list[dict[str, float]]:
-    """A launch that may have to make the index of a large folder, then some that find it."""
-    print(table(['launched', *STAGES, 'seconds in all'], 'l' + 'r' * (len(STAGES) + 1)))
-    rows = []
-    for number in range(rounds + 1):
-        rows.append(launch(folder, environment))
-        seconds = [f'{rows[-1][stage]:.2f}' for stage in (*STAGES, 'total')]
-        print(line(['again' if number else 'first', *seconds]), flush=True)
+    The first may have to make the index of a large folder, the others find it.
+    """
+    rows, made = [], None if args.startup else made_set(args.classes, args.per_class)
+    with made or nullcontext((args.startup, os.environ)) as (folder, environment):
+        if made:
+            print(f'{args.classes * args.per_class:,} training images in {args.classes:,} classes', flush=True)
+        print(table(['launched', *STAGES, 'seconds in all'], 'l' + 'r' * (len(STAGES) + 1)))
+        for number in range(args.rounds + 1):
+            rows.append(launch(folder, environment))
+            seconds = [f'{rows[-1][stage]:.2f}' for stage in (*STAGES, 'total')]
+            print(line(['again' if number else 'first', *seconds]), flush=True)
     totals = [row['total'] for row in rows[1:]]
     print(f'launched again: {statistics.median(totals):.2f} s ({min(totals):.2f} to {max(totals):.2f})')
     return rows

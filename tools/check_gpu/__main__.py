@@ -88,17 +88,12 @@ def main(args: Namespace) -> None:
         raise UserError('no GPU of NVIDIA here: tests/test_check_gpu.py does the same checks on a CPU')
     for path in args.out, args.out.with_suffix('.json'):
         check_writable(path)
-    device = torch.device('cuda', torch.cuda.current_device())
-    if not check(chosen(args.only), device, args.out, with_rates=not args.only):
-        raise SystemExit(1)
-
-
-def chosen(words: list[str] | None) -> dict[str, Check]:
-    """The checks of these words; UserError if there are none."""
-    found = {name: check for name, check in CHECKS.items() if not words or any(word in name for word in words)}
-    if not found:
+    words = args.only or ['']
+    chosen = {name: check for name, check in CHECKS.items() if any(word in name for word in words)}
+    if not chosen:
         raise UserError(f'--only {" ".join(words)}: no such check; there are {", ".join(CHECKS)}')
-    return found
+    if not check(chosen, torch.device('cuda', torch.cuda.current_device()), args.out, with_rates=not args.only):
+        raise SystemExit(1)
 
 
 def check(checks: dict[str, Check], device: torch.device, out: Path, with_rates: bool) -> bool:

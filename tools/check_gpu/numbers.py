@@ -17,15 +17,7 @@ import classify
 import segment
 from models.norm import freeze_bn_layers
 from tools.check_gpu import golden
-from tools.check_gpu.nets import (
-    CLASSES,
-    compute_of,
-    filled,
-    gradients_of,
-    noise_set,
-    recomputing,
-    training_step_of,
-)
+from tools.check_gpu.nets import CLASSES, compute_of, filled, gradients_of, noise_set, recomputing, training_step_of
 from tools.check_gpu.result import Result, at_most, distance
 from utils import checkpoint
 from utils.checkpoint import CheckpointMeta

@@ -41,15 +41,12 @@ def trains_alike(device: torch.device, net: str, bound: float, recomputed: bool 
 
 def trained(device: torch.device, net: str, recomputed: bool, **way) -> dict[str, list[Tensor]]:
     """Loss, gradients and running statistics."""
-    model, losses = filled(net, 9, **({'checkpoint_activations': True} if recomputed else {})).train(), []
-
-    def noted_loss(outputs: Tensor, targets: None) -> Tensor:
-        losses.append(loss_of_first_class(outputs, targets))
-        return losses[-1]
-
-    gradients = gradients_of(training_step_of(model, compute_of(device, **way), noted_loss), noise(4, 3, SIDE, SIDE))
+    model = filled(net, 9, **({'checkpoint_activations': True} if recomputed else {})).train()
+    training_step = training_step_of(model, compute_of(device, **way))
+    _, loss = training_step(0, training_step.compute.images(noise(4, 3, SIDE, SIDE)), None)
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     statistics = [value for name, value in model.named_buffers() if 'running' in name]
-    return {'loss': losses, 'gradients': gradients, 'statistics': statistics}
+    return {'loss': [loss], 'gradients': gradients, 'statistics': statistics}
 
 
 def fused_sgd_is_plain(device: torch.device) -> Result:
