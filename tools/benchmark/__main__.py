@@ -35,11 +35,11 @@ import models
 from tools.benchmark import loaders, nets
 from tools.benchmark.nets import LAYOUTS, NETS, RIVALS, Work, ways_of
 from tools.benchmark.startup import STAGES, launch, made_set
-from tools.benchmark.timing import Apart, in_words
+from tools.benchmark.timing import in_words
 from tools.markdown import row as line
 from tools.markdown import table
 from utils.cli import Parser, nonnegative_int, positive_int
-from utils.device import DTYPES, Compute, pick_device
+from utils.device import DTYPES, Compute
 from utils.errors import exit_cleanly
 from utils.files import check_writable, write_files
 from utils.loader import available_cores
@@ -117,22 +117,14 @@ def report_memory(args: Namespace) -> list[dict[str, Any]]:
     follows = [f'{RECIPE} (from the growth)'] * (len(batches) > 1)
     print(table(['net', 'activations', *batches, *follows], 'll' + 'r' * len(batches + follows)))
     for arch, kind in product(args.memory or models.segmenters, ('kept', 'recomputed')):
-        peaks = [training_peak(arch, kind, batch, args) for batch in batches]
+        works = [Work(args.device, True, batch, args.crop_size) for batch in batches]
+        peaks = [nets.training_peak(arch, kind == 'recomputed', args.amp[0], work) for work in works]
         rows.append({'net': arch, 'activations': kind, 'peak_bytes': dict(zip(batches, peaks, strict=True))})
         if follows:
             growth = (peaks[-1] - peaks[-2]) / (batches[-1] - batches[-2])
             peaks.append(peaks[-1] + growth * (RECIPE - batches[-1]))
         print(line([arch, kind, *(f'{peak / 2**30:.1f}' for peak in peaks)]), flush=True)
     return rows
-
-
-def training_peak(arch: str, kind: str, batch: int, args: Namespace) -> int:
-    """Bytes that a net and two training steps take."""
-    what = arch, kind == 'recomputed', args.amp[0], Work(args.device, True, batch, args.crop_size)
-    with Apart(f'{arch}, {kind}, {batch} at a time', nets.segmenter_step, pick_device(args.device), *what) as step:
-        step()
-        step()
-        return step.peak()
 
 
 def report_input(args: Namespace) -> list[dict[str, Any]]:

@@ -196,6 +196,15 @@ def step_of(training_step: TrainingStep, way: Way, work: Work) -> tuple[Callable
     return test, [model]
 
 
+def training_peak(arch: str, recomputed: bool, amp: str, work: Work) -> int:
+    """Bytes that a segmenter and two training steps take."""
+    name = f'{arch}, {"recomputed" if recomputed else "kept"}, {work.batch_size} at a time'
+    with Apart(name, segmenter_step, pick_device(work.device), arch, recomputed, amp, work) as step:
+        step()
+        step()
+        return step.peak()
+
+
 def segmenter_step(arch: str, recomputed: bool, amp: str, work: Work) -> Step:
     """A training step of a segmenter, whose activations are kept or recomputed."""
     build = partial(models.build_segmenter, arch, checkpoint_activations=recomputed)
