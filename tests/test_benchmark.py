@@ -105,6 +105,14 @@ def test_a_file_that_cannot_be_written_is_an_error_before_the_work(bench, tmp_pa
     assert f'cannot write {tmp_path}' in bench.error(capsys, '--json', tmp_path)
 
 
+def test_memory_of_segmenters_kept_and_recomputed_by_batch(bench, tiny, tmp_path, capsys):
+    bench('--memory', tiny, '--batches', 3, 1, '--crop-size', 33, '--json', tmp_path / 'memory.json')
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == '| net | activations | 1 | 3 | 16 (from the growth) |'
+    assert lines[2:] == [f'| tiny | {kind} | 0.0 | 0.0 | 0.0 |' for kind in ('kept', 'recomputed')]
+    assert [row['peak_bytes'] for row in rows_of(tmp_path / 'memory.json')] == [{'1': 3 * MIB, '3': 3 * MIB}] * 2
+
+
 # Loaders and the start
 
 

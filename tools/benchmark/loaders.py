@@ -31,15 +31,11 @@ def measure(workers: Sequence[int], pictures: int, images: int, rounds: int) -> 
 
     Without workers one thread does all, so its own time tells what a core does, whoever else uses the machine.
     """
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        with TemporaryDirectory(prefix='input-speed-') as scratch:
-            folder = Path(scratch, 'train')
-            link_pictures(draw_pictures(Path(scratch), pictures), folder, CLASSES, -(-images // CLASSES))
-            return [row for count in workers for row in rows_of(folder, count, rounds)]
-    finally:
-        torch.set_num_threads(threads)
+    with TemporaryDirectory(prefix='input-speed-') as scratch:
+        folder = Path(scratch, 'train')
+        link_pictures(draw_pictures(Path(scratch), pictures), folder, CLASSES, -(-images // CLASSES))
+        return [row for count in workers for row in rows_of(folder, count, rounds)]
 
 
 def rows_of(folder: Path, workers: int, rounds: int) -> list[dict[str, Any]]:
@@ -53,26 +49,21 @@ def rows_of(folder: Path, workers: int, rounds: int) -> list[dict[str, Any]]:
 
 def loaders(folder: Path, workers: int) -> dict[str, Callable[[], int]]:
     """Functions that load one epoch and say how many images that were: torchvision's pipeline first, and ours."""
-    theirs = ImageFolder(str(folder), usual_transform())
+    crop = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
+    usual_transform = transforms.Compose([*crop, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    theirs = ImageFolder(str(folder), usual_transform)
     ours = open_folder(folder, RandomResizedCropFlip(224), decode_image)
     usual = DataLoader(theirs, 32, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     loader = DeviceLoader(ours, TrainBatchSampler(len(ours), 32, seed=0, smallest=1), Compute('cpu'), workers)
+
+    def count_images(batches: Iterable) -> int:
+        return sum(len(images) for images, _ in batches)
+
     return {
         'torchvision, float32': lambda: count_images(usual),
         'ours, float32': lambda: count_images(loader),
         'ours, uint8 as for a GPU': lambda: count_images(loader.loader),
     }
-
-
-def usual_transform() -> transforms.Compose:
-    """What training on ImageNet usually does with a picture."""
-    crop = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
-    return transforms.Compose([*crop, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-
-
-def count_images(batches: Iterable) -> int:
-    """Load all batches."""
-    return sum(len(images) for images, _ in batches)
 
 
 def draw_pictures(folder: Path, count: int) -> list[Path]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -20,6 +21,7 @@ from torchvision.models import segmentation
 
 import models
 from models.cost import count_macs
+from models.norm import freeze_bn_layers, train_with_frozen_bn
 from tools.benchmark.timing import Apart, Step, interleaved, rates
 from utils.device import Compute, keep_freed_memory, pick_device
 from utils.trainer import Evaluator, TrainingStep
@@ -30,21 +32,16 @@ LAYOUTS = 'channels-last', 'contiguous'
 Build = Callable[[], nn.Module]
 
 
-class MapOnly(nn.Module):
-    """torchvision's segmenter, returning the map alone."""
+class DeepLabV3(nn.Module):
+    """torchvision's with fresh weights and without its auxiliary head, returning the map alone."""
 
-    def __init__(self, net: nn.Module):
+    def __init__(self):
         super().__init__()
-        self.net = net
+        self.net = segmentation.deeplabv3_resnet50(weights_backbone=None, aux_loss=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """N x 3 x H x W -> N x classes x H x W."""
         return self.net(x)['out']
-
-
-def deeplabv3_resnet50() -> nn.Module:
-    """torchvision's DeepLabv3 with fresh weights, without its auxiliary head."""
-    return MapOnly(segmentation.deeplabv3_resnet50(weights_backbone=None, aux_loss=False))
 
 
 NETS: dict[str, Build] = {
@@ -55,7 +52,7 @@ RIVALS: dict[str, Build] = {
     'resnext50_32x4d': torchvision_models.resnext50_32x4d,
     'resnext101_32x8d': torchvision_models.resnext101_32x8d,
     'densenet201': torchvision_models.densenet201,
-    'deeplabv3_resnet50': deeplabv3_resnet50,
+    'deeplabv3_resnet50': DeepLabV3,
 }
 
 
@@ -112,21 +109,16 @@ def reference_way(net: str) -> Way:
 
 def measure(ways: list[Way], work: Work, rounds: int) -> list[dict[str, Any]]:
     """A row of numbers for each way, and the rate of a large matrix product in each precision, in the same rounds."""
-    amps = dict.fromkeys(way.amp for way in ways)
+    amps, device = dict.fromkeys(way.amp for way in ways), pick_device(work.device)
     products = {f'matrix product, {amp}': matrix_product(work.device, amp) for amp in amps}
     with ExitStack() as stack:
-        own = {way: stack.enter_context(apart(way, work)) for way in ways}
+        own = {way: stack.enter_context(Apart(str(way), turn_of, device, way, work)) for way in ways}
         turns = {str(way): turn for way, turn in own.items()} | {name: turn for name, (turn, _) in products.items()}
-        seconds = interleaved(turns, rounds, warm_up=2, timed=True)
+        seconds = interleaved(turns, rounds, warm_up=2, clock=None)
         peaks = {way: turn.peak() for way, turn in own.items()}
     reached = {name: rates(operations, seconds[name])['median'] for name, (_, operations) in products.items()}
     rows = [row(way, peak, seconds, reached, work) for way, peak in peaks.items()]
     return rows + [{'name': name, 'flops': flops} for name, flops in reached.items()]
-
-
-def apart(way: Way, work: Work) -> Apart:
-    """The way's rounds, in its own process."""
-    return Apart(str(way), turn_of, pick_device(work.device), way, work)
 
 
 def row(
@@ -147,7 +139,9 @@ def row(
 
 
 def turn_of(way: Way, work: Work) -> Step:
-    """Rounds of training; or of testing a batch, as our scripts do it or, of other nets, calling them as they are."""
+    """Rounds of training or testing, which return the seconds of a step."""
+    if way.ours and not way.reference:
+        keep_freed_memory(pick_device(work.device))
     training_step = training_step_of(way, work)
     step, nets = step_of(training_step, way, work)
     device, optimizer = training_step.compute.device, training_step.optimizer
@@ -157,26 +151,66 @@ def turn_of(way: Way, work: Work) -> Step:
     return lambda: round_in_turn(step, nets, optimizer, device)
 
 
-def step_of(training_step: TrainingStep, way: Way, work: Work) -> tuple[Callable[[], Tensor], list[nn.Module]]:
-    """What a round consists of, and the nets that it needs on its device."""
-    model, compute = training_step.model, training_step.compute
-    images = compute.images(torch.randn(work.batch_size, 3, work.image_size, work.image_size))
-    if work.train:
-        return training(training_step, images), [model]
-    tester = Evaluator(model, compute) if way.ours and not way.reference else None
-    step = testing(model, images, compute, tester)
-    return step, [model, tester.net] if tester else [model]
-
-
 def training_step_of(way: Way, work: Work) -> TrainingStep:
-    """The way's net, ready to learn."""
+    """The way's net, ready to learn; one that cannot be trained on so few images has frozen batch norms."""
     torch.manual_seed(0)
     compute = way.compute(work.device, work.all_gpus)
-    if way.ours and not way.reference:
-        keep_freed_memory(compute.device)
     model = compute.place(way.build())
+    if work.batch_size < getattr(model, 'smallest_batch', 1):
+        freeze_bn_layers(model)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, fused=compute.device.type == 'cuda')
-    return TrainingStep(model, cross_entropy, compute, optimizer)
+    return TrainingStep(model, loss_of_first_class, compute, optimizer)
+
+
+def loss_of_first_class(outputs: Tensor, _: Any = None) -> Tensor:
+    """Cross-entropy of scores N x classes or maps N x classes x H x W, the same for every net."""
+    return cross_entropy(outputs, torch.zeros_like(outputs[:, 0], dtype=torch.int64))
+
+
+def step_of(training_step: TrainingStep, way: Way, work: Work) -> tuple[Callable[[], Tensor], list[nn.Module]]:
+    """A step, which returns a number of the device, and the nets that it needs there.
+
+    A step trains, or tests a batch: as our scripts do it or, of other nets, calling them as they are.
+    """
+    model, compute = training_step.model, training_step.compute
+    images = compute.images(torch.randn(work.batch_size, 3, work.image_size, work.image_size))
+
+    def train() -> Tensor:
+        _, loss = training_step(0, images, None)
+        training_step.optimizer_step(1e-3)
+        return loss
+
+    def test() -> Tensor:
+        with torch.inference_mode():
+            return runner(images).flatten()[0]
+
+    if work.train:
+        train_with_frozen_bn(model)
+        return train, [model]
+    if way.ours and not way.reference:
+        tester = Evaluator(model, compute)
+        runner = tester.load()
+        return test, [model, tester.net]
+    runner = compute.runner(compute.place_for_test(model.eval()), train=False)
+    images = images.to(compute.dtype)
+    return test, [model]
+
+
+def training_peak(arch: str, recomputed: bool, amp: str, work: Work) -> int:
+    """Bytes that a segmenter and two training steps take."""
+    name = f'{arch}, {"recomputed" if recomputed else "kept"}, {work.batch_size} at a time'
+    with Apart(name, segmenter_step, pick_device(work.device), arch, recomputed, amp, work) as step:
+        step()
+        step()
+        return step.peak()
+
+
+def segmenter_step(arch: str, recomputed: bool, amp: str, work: Work) -> Step:
+    """A training step of a segmenter, whose activations are kept or recomputed."""
+    build = partial(models.build_segmenter, arch, checkpoint_activations=recomputed)
+    way = Way(f'{arch}/segmenter', build, amp)
+    step, _ = step_of(training_step_of(way, work), way, work)
+    return lambda: step().item()
 
 
 def round_in_turn(
@@ -192,10 +226,7 @@ def round_in_turn(
 
 
 def round_of(
-    step: Callable[[], Tensor],
-    steps: int = 1,
-    seconds: float = 0.0,
-    clock: Callable[[], float] = time.perf_counter,
+    step: Callable[[], Tensor], steps: int = 1, seconds: float = 0.0, clock: Callable[[], float] = time.perf_counter
 ) -> float:
     """Seconds of a step, on average over so many, or over those of so many seconds; the device is waited for once."""
     start, done = clock(), 0
@@ -215,35 +246,6 @@ def move(nets: list[nn.Module], optimizer: torch.optim.Optimizer, device: str | 
         net.to(device)
     for state in optimizer.state.values():
         state.update({name: value.to(device) for name, value in state.items() if isinstance(value, Tensor)})
-
-
-def training(training_step: TrainingStep, images: Tensor) -> Callable[[], Tensor]:
-    """A training step, the same for every net, and its loss."""
-    with torch.no_grad():
-        shape = training_step.model.eval()(images[:1]).shape
-    training_step.model.train()
-    targets = torch.zeros(len(images), *shape[2:], dtype=torch.int64, device=images.device)
-
-    def step() -> Tensor:
-        _, loss = training_step.forward(images, targets)
-        training_step.backward(loss)
-        training_step.optimizer_step(1e-3)
-        return loss
-
-    return step
-
-
-def testing(model: nn.Module, images: Tensor, compute: Compute, tester: Evaluator | None) -> Callable[[], Tensor]:
-    """A test of a batch, and its first number; by calling the net as it is where there is no tester."""
-    with torch.no_grad():
-        runner = tester.load() if tester else compute.runner(compute.place_for_test(model.eval()), train=False)
-    images = images if tester else images.to(compute.dtype)
-
-    def step() -> Tensor:
-        with torch.inference_mode():
-            return runner(images).flatten()[0]
-
-    return step
 
 
 def matrix_product(device: str, amp: str) -> tuple[Step, float]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from tools.benchmark.timing import in_words
-from tools.check_gpu import cost, numbers, precision, processes, trainings, waits, ways
+from tools.check_gpu import cost, numbers, processes, waits, ways
 from tools.check_gpu.result import Result
 from utils.cli import Parser
 from utils.device import Compute
@@ -35,15 +35,15 @@ CHECKS: dict[str, Check] = {
     **{f'golden {net}, float64': partial(numbers.golden_in_float64, net=net) for net in numbers.FAMILIES},
     **{f'golden {net}, float32 and bf16': partial(numbers.golden_in_less, net=net) for net in numbers.FAMILIES},
     **{f'trained as the reference, {name}': partial(numbers.trajectory, name=name) for name in numbers.TRAININGS},
-    'float32 is IEEE float32': precision.float32_is_ieee,
-    '--amp tf32 is TF32': precision.tf32_is_tf32,
-    'segmenters resize in float32': precision.segmenters_resize_in_float32,
-    "Elastic's up adds well enough in bf16": precision.up_may_add_in_bf16,
-    'transposed convs add in float32': precision.transposed_convs_add_in_float32,
-    'nets cast by themselves in threads': precision.nets_cast_in_threads,
-    'DataParallel': precision.data_parallel,
-    'the GPU of a number is the current one': precision.current_device,
-    'cuDNN chooses its algorithms': precision.cudnn_chooses,
+    'float32 is IEEE float32': ways.float32_is_ieee,
+    '--amp tf32 is TF32': ways.tf32_is_tf32,
+    'segmenters resize in float32': ways.segmenters_resize_in_float32,
+    "Elastic's up adds well enough in bf16": ways.up_may_add_in_bf16,
+    'transposed convs add in float32': ways.transposed_convs_add_in_float32,
+    'nets cast by themselves in threads': ways.nets_cast_in_threads,
+    'DataParallel': ways.data_parallel,
+    'the GPU of a number is the current one': ways.current_device,
+    'cuDNN chooses its algorithms': ways.cudnn_chooses,
     'fused = plain': partial(ways.tests_alike, net='dla_elastic'),
     'fused and compiled = plain': partial(ways.tests_alike, net='resnext', compile=True),
     'compiled = eager, training': partial(ways.trains_alike, net='resnext', bound=1e-2, compile=True),
@@ -51,7 +51,7 @@ CHECKS: dict[str, Check] = {
     'recomputed = kept, deeplab': partial(ways.trains_alike, net='deeplab', bound=1e-4, recomputed=True),
     'recomputed = kept, densenet': partial(ways.trains_alike, net='densenet_elastic', bound=1e-4, recomputed=True),
     'fused SGD = plain': ways.fused_sgd_is_plain,
-    'a killed run goes on': trainings.goes_on_after_a_kill,
+    'a killed run goes on': numbers.goes_on_after_a_kill,
     **{f'no waits in training, {task}': partial(waits.training_does_not_wait, task=task) for task in waits.TASKS},
     'no waits in training, bf16': partial(waits.training_does_not_wait, task='voc', amp='bf16'),
     'no waits in training, fp16': partial(waits.training_does_not_wait, task='imagenet', amp='fp16'),
@@ -88,17 +88,12 @@ def main(args: Namespace) -> None:
         raise UserError('no GPU of NVIDIA here: tests/test_check_gpu.py does the same checks on a CPU')
     for path in args.out, args.out.with_suffix('.json'):
         check_writable(path)
-    device = torch.device('cuda', torch.cuda.current_device())
-    if not check(chosen(args.only), device, args.out, with_rates=not args.only):
-        raise SystemExit(1)
-
-
-def chosen(words: list[str] | None) -> dict[str, Check]:
-    """The checks of these words; UserError if there are none."""
-    found = {name: check for name, check in CHECKS.items() if not words or any(word in name for word in words)}
-    if not found:
+    words = args.only or ['']
+    chosen = {name: check for name, check in CHECKS.items() if any(word in name for word in words)}
+    if not chosen:
         raise UserError(f'--only {" ".join(words)}: no such check; there are {", ".join(CHECKS)}')
-    return found
+    if not check(chosen, torch.device('cuda', torch.cuda.current_device()), args.out, with_rates=not args.only):
+        raise SystemExit(1)
 
 
 def check(checks: dict[str, Check], device: torch.device, out: Path, with_rates: bool) -> bool:

@@ -1,13 +1,11 @@
 """Memory and speed: what segmentation takes, and how many images a second two nets get through."""
 
-from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from tools.benchmark.memory import training
-from tools.benchmark.nets import NETS, RIVALS, Way, Work, measure
+from tools.benchmark.nets import NETS, RIVALS, Way, Work, measure, segmenter_step
 from tools.benchmark.timing import peak_memory
 from tools.check_gpu.result import Result
 
@@ -19,8 +17,7 @@ def segmentation_memory(
     device: torch.device, net: str = 'resnext50_elastic', batch: int = 16, side: int = 513, amp: str = 'off'
 ) -> Result:
     """The peak of a training step with recomputed activations; on a GPU without what trying algorithms takes."""
-    args = Namespace(device=device.type, amp=amp, crop_size=side)
-    step = training(net, batch, True, args)
+    step = segmenter_step(net, True, amp, Work(device.type, True, batch, side))
     step()
     if device.type == 'cuda':
         torch.cuda.synchronize(device)

@@ -42,13 +42,9 @@ def load(name: str) -> dict:
         return json.load(file)
 
 
-def weight(name: str, shape: list[int]) -> Tensor:
-    """The float32 tensor that the recording used under this state-dict name: drawn once, to be copied, not changed."""
-    return _drawn(name, tuple(shape))
-
-
 @cache
-def _drawn(name: str, shape: tuple[int, ...]) -> Tensor:
+def weight(name: str, shape: torch.Size) -> Tensor:
+    """The float32 tensor that the recording used under this state-dict name: drawn once, to be copied, not changed."""
     rs = np.random.RandomState(zlib.crc32(name.encode()))
     if name.endswith('running_var'):
         values = rs.uniform(0.5, 1.5, shape)
@@ -67,12 +63,9 @@ def load_weights(net: nn.Module) -> nn.Module:
     """Gives the net, which may be without memory, the recorded weights in its own precision; no batch is counted."""
     if any(parameter.is_meta for parameter in net.parameters()):
         net.to_empty(device='cpu')
-    net.load_state_dict(
-        {
-            name: torch.tensor(0) if name.endswith('num_batches_tracked') else weight(name, list(tensor.shape))
-            for name, tensor in net.state_dict().items()
-        }
-    )
+    state = net.state_dict()
+    counts = {name: torch.tensor(0) for name in state if name.endswith('num_batches_tracked')}
+    net.load_state_dict(counts | {name: weight(name, state[name].shape) for name in state.keys() - counts.keys()})
     return net
 
 
@@ -110,25 +103,21 @@ def output_error(output: Tensor, recorded: dict) -> float:
 def norm_errors(tensors: dict[str, Tensor], recorded: dict[str, float], floor: float = 0.0) -> Errors:
     """Those of L2 norms, each relative to itself, or to `floor` of the largest where smaller."""
     require(tensors.keys() == recorded.keys(), 'other names than recorded')
-    smallest = floor * max(recorded.values())
-    return {
-        name: relative(tensor.norm().item(), recorded[name], max(recorded[name], smallest))
-        for name, tensor in tensors.items()
-    }
+    smallest, norms = floor * max(recorded.values()), {name: tensor.norm().item() for name, tensor in tensors.items()}
+    return {name: relative(norms[name], norm, max(norm, smallest)) for name, norm in recorded.items()}
 
 
 def evaluation_errors(net: nn.Module, case: str) -> Errors:
     """Those of outputs at the sizes recorded, and at the first one of the fused copy."""
     first, other = load('golden')[case], load('golden_sizes').get(case)
     net, own = net.eval(), next(net.parameters())
-    runs = {'output': (net, first), 'fused output': (fused(net), first)}
-    if other:
-        runs['output at another size'] = net, other
-    with torch.inference_mode():
-        return {
-            name: output_error(run(images(**recorded['input']).to(own)), recorded['eval'])
-            for name, (run, recorded) in runs.items()
-        }
+
+    @torch.inference_mode()
+    def error(run: nn.Module, recorded: dict) -> float:
+        return output_error(run(images(**recorded['input']).to(own)), recorded['eval'])
+
+    errors = {'output': error(net, first), 'fused output': error(fused(net), first)}
+    return errors | ({'output at another size': error(net, other)} if other else {})
 
 
 def training_errors(net: nn.Module, case: str) -> Errors:
@@ -137,14 +126,14 @@ def training_errors(net: nn.Module, case: str) -> Errors:
     output = net.train()(images(**load('golden')[case]['input']).to(next(net.parameters())))
     loss = recorded_loss(case, output)
     loss.backward()
-    parameters, no_gradient = dict(net.named_parameters()), set(recorded['no_gradient'])
-    require({name for name, p in parameters.items() if p.grad is None} == no_gradient, 'other gradients than recorded')
-    require({name for name, p in parameters.items() if not p.requires_grad} == no_gradient, 'other parameters trained')
-    unused = {name.rpartition('.')[0] for name in recorded['no_gradient']}
-    buffers = {name: b for name, b in net.named_buffers() if name.rpartition('.')[0] not in unused}
+    parameters, unused = dict(net.named_parameters()), set(recorded['no_gradient'])
+    require({name for name, p in parameters.items() if p.grad is None} == unused, 'other gradients than recorded')
+    require({name for name, p in parameters.items() if not p.requires_grad} == unused, 'other parameters trained')
+    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    modules = {name.rpartition('.')[0] for name in unused}
+    buffers = {name: b for name, b in net.named_buffers() if name.rpartition('.')[0] not in modules}
     counts = {buffers.pop(name).item() for name in list(buffers) if name.endswith('num_batches_tracked')}
     require(counts == {1}, 'batches counted otherwise than once')
-    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     return {
         'output in training': output_error(output, recorded['output']),
         'loss': relative(loss.item(), recorded['loss']),
@@ -177,15 +166,16 @@ def samples(case: dict) -> list[Samples]:
         inside = np.ones((total, 1, side, side), np.uint8)
         for number in range(total):  # padding above
             images[number, :, : 3 * number], inside[number, :, : 3 * number], values[number, : 3 * number] = 0, 0, 255
+        images = np.concatenate([images, inside], 1)
     elif script == 'multilabel_classify':
         values = random.uniform(size=(total, 3, 80)) < 0.1
     else:
         values = random.randint(0, 1000, total)
-    require((images.sum(), values.sum()) == (case['images_sum'], case['targets_sum']), 'other samples than recorded')
-    if voc:
-        targets = [Target(torch.from_numpy(labels), number) for number, labels in enumerate(values)]
-        return [Samples(torch.from_numpy(np.concatenate([images, inside], 1)), targets, 21)]
+    sums = images[:, :3].sum(), values.sum()
+    require(sums == (case['images_sum'], case['targets_sum']), 'other samples than recorded')
     images, targets = torch.from_numpy(images), list(torch.from_numpy(values))
+    if voc:
+        return [Samples(images, [Target(labels, number) for number, labels in enumerate(targets)], 21)]
     end, classes = case['samples'], 80 if values.ndim > 1 else 1000
     return [Samples(images[part], targets[part], classes) for part in (slice(end), slice(end, None))]
 
@@ -199,11 +189,11 @@ def normalized(images: Tensor) -> Tensor:
 
 def update_of(optimizer: torch.optim.Optimizer, losses: int) -> dict:
     """What the optimizer is about to do after so many losses, as recorded."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
+    groups = optimizer.param_groups
+    gradients = [p.grad for group in groups for p in group['params'] if p.grad is not None]
     return {
         'after_micro_batch': losses,
-        'lr': [group['lr'] for group in optimizer.param_groups],
-        'weight_decay': [group['weight_decay'] for group in optimizer.param_groups],
+        **{key: [group[key] for group in groups] for key in ('lr', 'weight_decay')},
         'grad_norm': torch.stack([gradient.norm() for gradient in gradients]).norm().item(),
     }
 
@@ -212,31 +202,31 @@ def trajectory_errors(case: dict, losses: list[float], updates: list[dict], trai
     """Those of losses, updates and the net at the end of a training; k times ours is the reference's."""
     k, places = case['k'], [update['after_micro_batch'] for update in case['updates']]
     require([update['after_micro_batch'] for update in updates] == places, 'other updates than recorded')
-    pairs = list(zip(updates, case['updates'], strict=True))
-    rates = [pair for own, theirs in pairs for pair in zip(own['lr'], theirs['lr'], strict=True)]
-    decays = [pair for own, theirs in pairs for pair in zip(own['weight_decay'], theirs['weight_decay'], strict=True)]
+
+    def error(key: str, factor: float) -> float:
+        found, recorded = (np.hstack([update[key] for update in those]) for those in (updates, case['updates']))
+        return worst(relative(*pair) for pair in zip(factor * found, recorded, strict=True))
+
     return {
         'losses': worst(relative(*pair) for pair in zip(losses, case['losses'], strict=True)),
-        'learning rates': worst(relative(own, k * theirs) for own, theirs in rates),
-        'weight decays': worst(relative(own, theirs / k) for own, theirs in decays),
-        'gradient norms': worst(relative(k * own['grad_norm'], theirs['grad_norm']) for own, theirs in pairs),
+        'learning rates': error('lr', 1 / k),
+        'weight decays': error('weight_decay', k),
+        'gradient norms': error('grad_norm', k),
         **_final_errors(case, training_step),
     }
 
 
 def _final_errors(case: dict, training_step: TrainingStep) -> Errors:
     """Weights, running statistics where they are used, and momentum."""
+    model, memory = training_step.model, training_step.optimizer.state
     unused = {f'{norm}.{key}' for norm in case['unused_norms'] for key in ('running_mean', 'running_var')}
-    state = {name: value for name, value in training_step.model.state_dict().items() if 'tracked' not in name}
+    state = {name: value for name, value in model.state_dict().items() if 'tracked' not in name}
     require(state.keys() == case['final'].keys(), 'another state than recorded')
-    momenta = {
-        name: training_step.optimizer.state[parameter]['momentum_buffer'] * case['k']
-        for name, parameter in training_step.model.named_parameters()
-        if training_step.optimizer.state.get(parameter)
-    }
+    parameters = dict(model.named_parameters())
+    momenta = {name: memory[p]['momentum_buffer'] * case['k'] for name, p in parameters.items() if memory.get(p)}
     require(momenta.keys() == case['final_momentum'].keys(), 'other momenta than recorded')
-    still = {name for name, _ in training_step.model.named_parameters()} - momenta.keys()
-    require(still == {*case['no_gradient'], *case['not_trained']}, 'other parameters trained than recorded')
+    still = {*case['no_gradient'], *case['not_trained']}
+    require(parameters.keys() - momenta.keys() == still, 'other parameters trained than recorded')
     return {
         **{name: _tensor_error(state[name], case['final'][name]) for name in state.keys() - unused},
         **{f'momentum of {name}': _tensor_error(momenta[name], case['final_momentum'][name]) for name in momenta},

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, distributed
 
 from models.norm import freeze_bn_layers, train_with_frozen_bn
-from tools.check_gpu.nets import compute_of, filled, noise, training_step_of
+from tools.check_gpu.nets import compute_of, filled, gradients_of, noise, noise_set, training_step_of
 from tools.check_gpu.result import Result, at_most, distance
-from tools.check_gpu.trainings import noise as noise_of
-from tools.check_gpu.ways import SIDE, loss_of_first_class
+from tools.check_gpu.ways import SIDE
 from utils.cli import Parser, add_device_argument, add_distributed_arguments
 from utils.device import Compute
 from utils.distributed import job, rank, world_size
@@ -39,13 +38,12 @@ def two_processes(device: torch.device) -> Result:
             raise RuntimeError(''.join(errors))
         found = [torch.load(Path(folder, f'{number}.pt')) for number in range(2)]
     expected = [gradient.cpu() for gradient in gradients(compute_of(device))]
-    message = {f'gradients of process {n}': distance(part['gradients'], expected) for n, part in enumerate(found)}
-    result = at_most(1e-10, message)
-    memories, workers, cores = found[0]['memories'], sum(part['workers'] for part in found), max(available_cores(), 2)
-    holds = result.holds and memories < len(expected) and workers <= cores
-    measured = f'{result.measured}, {len(expected)} gradients in {memories} buckets, {workers} workers'
-    measured += f', {backend(device)}'
-    return Result(holds, measured, f'{result.bound}, fewer buckets, at most {cores} workers')
+    errors = {f'gradients of process {n}': distance(part['gradients'], expected) for n, part in enumerate(found)}
+    result, cores = at_most(1e-10, errors), max(available_cores(), 2)
+    buckets, workers = found[0]['memories'], sum(part['workers'] for part in found)
+    holds = result.holds and buckets < len(expected) and workers <= cores
+    measured = f'{len(expected)} gradients in {buckets} buckets, {workers} workers, {backend(device)}'
+    return Result(holds, f'{result.measured}, {measured}', f'{result.bound}, fewer buckets, at most {cores} workers')
 
 
 def a_dead_peer_ends_the_other(device: torch.device, timeout: int = 30) -> Result:
@@ -93,25 +91,21 @@ def main(args: Namespace) -> None:
     """Be one of two processes."""
     with job(args):
         compute = Compute(args.device)
-        if args.what == 'gradients':
-            own = gradients(compute, rank(), world_size())
-            memories = len({gradient.untyped_storage().data_ptr() for gradient in own})
-            loader = DeviceLoader(noise_of('imagenet', 4, 32), TrainBatchSampler(4, 2, 0), compute, workers=1000)
-            found = {'gradients': [gradient.cpu() for gradient in own], 'memories': memories}
-            torch.save(found | {'workers': loader.loader.num_workers}, Path(args.folder, f'{rank()}.pt'))
-        else:
+        if args.what == 'stuck':
             be_stuck(compute.device, args.dist_backend)
+        own = gradients(compute, rank(), world_size())
+        memories = len({gradient.untyped_storage().data_ptr() for gradient in own})
+        loader = DeviceLoader(noise_set('imagenet', 4, 32), TrainBatchSampler(4, 2, 0), compute, workers=1000)
+        found = {'gradients': [gradient.cpu() for gradient in own], 'memories': memories}
+        torch.save(found | {'workers': loader.loader.num_workers}, Path(args.folder, f'{rank()}.pt'))
 
 
 def gradients(compute: Compute, share: int = 0, shares: int = 1) -> list[Tensor]:
     """Those of a share of a batch, summed with the others', in float64 and with frozen batch norms."""
     model = freeze_bn_layers(filled('resnext', 9, dtype=torch.float64))
-    training_step = training_step_of(model, compute, loss_of_first_class)
-    train_with_frozen_bn(training_step.model)
+    train_with_frozen_bn(model)
     images = noise(8, 3, SIDE, SIDE, dtype=torch.float64).tensor_split(shares)[share]
-    _, loss = training_step.forward(compute.images(images), None)
-    training_step.backward(loss)
-    return [parameter.grad for parameter in training_step.model.parameters() if parameter.grad is not None]
+    return gradients_of(training_step_of(model, compute), images)
 
 
 def be_stuck(device: torch.device, backend: str) -> None:

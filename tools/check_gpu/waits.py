@@ -1,16 +1,15 @@
 """Checks that nothing waits for the device where it need not, and that what does not wait is right all the same."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tools.check_gpu.nets import compute_of, filled, recomputing, training_step_of
+from tools.check_gpu.nets import CLASSES, compute_of, filled, noise_set, recomputing, training_step_of
 from tools.check_gpu.result import Result, skipped
-from tools.check_gpu.trainings import CLASSES, noise
 from utils.loader import DeviceLoader, EvalBatchSampler, TrainBatchSampler
 from utils.metrics import Metrics, TopKError
 from utils.multilabel import MultiLabelCounts, MultiLabelScores, multilabel_loss
@@ -28,43 +27,26 @@ class Task(NamedTuple):
     val_metrics: Callable[[torch.device], Metrics]
 
 
+COUNTS, SCORES = partial(MultiLabelCounts, classes=CLASSES), partial(MultiLabelScores, classes=CLASSES)
+MASKS = partial(SegmentationScores, classes=CLASSES, images=8, keep=lambda masks, index: None)
 TASKS = {
     'imagenet': Task('resnext50_elastic', cross_entropy, TopKError, TopKError),
-    'coco': Task(
-        'dla60x_elastic',
-        multilabel_loss,
-        lambda device: MultiLabelCounts(device, CLASSES),
-        lambda device: MultiLabelScores(device, CLASSES),
-    ),
-    'voc': Task(
-        'resnext50_elastic/seg',
-        shared_segmentation_loss,
-        RunningLoss,
-        lambda device: SegmentationScores(device, CLASSES, 8, lambda masks, index: None),
-    ),
+    'coco': Task('dla60x_elastic', multilabel_loss, COUNTS, SCORES),
+    'voc': Task('resnext50_elastic/seg', shared_segmentation_loss, RunningLoss, MASKS),
 }
 
 
-@contextmanager
-def waiting_is_an_error(device: torch.device) -> Iterator[None]:
-    """Within, on a GPU, calls that wait for it raise a RuntimeError, as far as PyTorch knows them."""
+def without_waiting(device: torch.device, work: Callable[[], None], message: str) -> Result:
+    """Do it, since first calls may wait, and once more where a call that waits is an error, as far as PyTorch knows."""
+    work()
     if device.type != 'cuda':
-        yield
-        return
-    before = torch.cuda.get_sync_debug_mode()
+        return skipped('on a CPU nothing waits')
     torch.cuda.set_sync_debug_mode('error')
     try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-
-
-def without_waiting(device: torch.device, work: Callable[[], None], message: str) -> Result:
-    """Do it, since first calls may wait, and once more where waiting is an error."""
-    work()
-    with waiting_is_an_error(device):
         work()
-    return Result(True, message, 'no call that waits') if device.type == 'cuda' else skipped('on a CPU nothing waits')
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    return Result(True, message, 'no call that waits')
 
 
 def training_does_not_wait(
@@ -77,7 +59,7 @@ def training_does_not_wait(
     name = net or name
     model = filled(name, len(CLASSES), **recomputing(name)).train()
     training_step = training_step_of(model, compute_of(device, amp), loss)
-    loader = DeviceLoader(noise(task, 8, side), TrainBatchSampler(8, 4, 0), training_step.compute, 0)
+    loader = DeviceLoader(noise_set(task, 8, side), TrainBatchSampler(8, 4, 0), training_step.compute, 0)
     metrics, finite = metrics_of(device), FiniteLoss(device)
 
     def epoch() -> None:
@@ -97,7 +79,7 @@ def testing_does_not_wait(
     name, loss, _, metrics_of = TASKS[task]
     compute = compute_of(device, amp)
     tester = Evaluator(compute.place(filled(net or name, len(CLASSES))), compute)
-    loader = DeviceLoader(noise(task, 8, side), EvalBatchSampler([range(8)], 4), compute, 0)
+    loader = DeviceLoader(noise_set(task, 8, side), EvalBatchSampler([range(8)], 4), compute, 0)
     with torch.inference_mode():
         test, metrics = tester.load(), metrics_of(device)
 
@@ -112,7 +94,7 @@ def testing_does_not_wait(
 def batches_arrive_whole(device: torch.device, count: int = 256, side: int = 224, workers: int = 2) -> Result:
     """Copied and normalized ahead on the loader's stream, batches are what they are without it; and later epochs take
     no memory of their own, as with a stream of their own they would."""
-    dataset, compute = noise('imagenet', count, side), compute_of(device)
+    dataset, compute = noise_set('imagenet', count, side), compute_of(device)
     loader = DeviceLoader(dataset, TrainBatchSampler(count, 32, 0), compute, workers)
     everything, wrong, reserved = dataset.images.to(device), torch.zeros((), dtype=torch.int64, device=device), []
     busy = torch.rand(2048, 2048, device=device) if device.type == 'cuda' else torch.rand(8, 8)
