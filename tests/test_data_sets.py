@@ -4,9 +4,7 @@ import json
 import os
 import re
 import runpy
-import signal
 import sys
-import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -18,17 +16,15 @@ from scipy.io import loadmat, savemat
 from torchvision.datasets import ImageFolder
 
 from data import fashion_mnist, prepare_voc, sample
-from data.layouts import make_folders, polygon_area, write_scene
-from data.palette import MAT_FILE, voc_palette, write_mat
-from data.scenes import CLASS_NAMES, IGNORED, SCENE, render_scene
+from data.layouts import polygon_area
+from data.palette import MAT_FILE, mask_image, voc_palette, write_mat
+from data.scenes import CLASS_NAMES, IGNORED, SCENE
 from data.voc import open_voc
 from data.voc_transforms import PadToSize
 from tests.conftest import Script
 from tests.pictures import write_fashion
-from utils.signals import SignalHandler
 
 SCENES = {'train': 12, 'val': 6}
-OBEY_PARENT = sample._obey_parent
 
 
 @pytest.fixture(scope='module')
@@ -43,36 +39,19 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
-def test_two_workers_write_the_same_bytes_and_a_second_call_writes_nothing(made, tmp_path, monkeypatch, capsys):
-    """Run as a file, and from any folder."""
+def test_two_workers_write_the_same_bytes_and_a_second_call_writes_nothing(made, tmp_path, capsys):
     out = tmp_path / 'deep' / 'out'
-    monkeypatch.setattr(sys, 'path', ['', *sys.path])
-    monkeypatch.setattr(sys, 'argv', ['sample.py', *f'{out} --train 12 --val 6 -j 2'.split()])
-    monkeypatch.chdir(tmp_path)
-    runpy.run_path(sample.__file__, run_name='__main__')
+    script = Script(sample, out, '--train 12 --val 6 -j 2')
+    script()
     written = contents(out)
     settings = json.loads(written.pop(Path('sample.json')))
     assert (settings['seed'], settings['train'], settings['val']) == (0, 12, 6)
     assert written == contents(made)
     times = {path: path.stat().st_mtime_ns for path in out.rglob('*')}
-    runpy.run_path(sample.__file__, run_name='__main__')
+    script()
     assert 'already' in capsys.readouterr().out
     assert times == {path: path.stat().st_mtime_ns for path in out.rglob('*')}
     assert [path.name for path in out.parent.iterdir()] == ['out']
-
-
-def late():
-    time.sleep(0.5)
-    OBEY_PARENT()
-
-
-def test_workers_end_when_told_though_their_parent_only_notes_signals(monkeypatch):
-    """A pool ends its workers by SIGTERM, even those that have just begun, and waits for them."""
-    with SignalHandler(), sample.pool_map(2) as map_:
-        assert list(map_(signal.getsignal, [signal.SIGTERM])) == [signal.SIG_DFL]
-    monkeypatch.setattr(sample, '_obey_parent', late)
-    with SignalHandler(), sample.pool_map(2):
-        pass
 
 
 def test_seeds_and_parts_share_no_scene_and_longer_sets_begin_with_shorter_ones(made, tmp_path):
@@ -120,21 +99,6 @@ def test_the_layouts_show_the_same_objects(made, part):
     sizes = np.digitize([annotation['area'] for annotation in index.anns.values()], [32**2, 96**2])
     assert min(np.bincount(sizes, minlength=3)) >= {'train': 2, 'val': 1}[part]
     assert not all(index.imgToAnns[number] for number in index.imgs)
-
-
-@pytest.mark.parametrize('labels', [(7,), (8, 6, 5), (1, 2, 3, 4)])
-def test_a_frame_holds_its_object_alone(tmp_path, labels):
-    scene = render_scene(np.random.default_rng(3), labels)
-    make_folders(tmp_path)
-    write_scene(tmp_path, 'val', 9, scene)
-    assert [thing.label for thing in scene.things] == list(labels)
-    for index, thing in enumerate(scene.things):
-        left, top, right, bottom = thing.frame
-        assert ((left, top) <= thing.polygon).all() and (thing.polygon <= (right, bottom)).all()
-        assert set(np.unique(scene.mask[top:bottom, left:right])) == {0, thing.label, IGNORED}
-        path = tmp_path / 'imagenet' / 'val' / CLASS_NAMES[thing.label - 1] / f'000009_{index}.jpg'
-        difference = np.asarray(Image.open(path), int) - scene.picture[top:bottom, left:right]
-        assert np.abs(difference).mean() < 8  # what JPEG loses
 
 
 def test_what_cannot_be_written_leaves_nothing_and_what_is_there_is_kept(tmp_path, capsys, monkeypatch):
@@ -192,9 +156,7 @@ def folders(tmp_path):
         (voc / 'ImageSets' / 'Segmentation' / f'{part}.txt').write_text('\n'.join(NAMES[part]) + '\n')
         (sbd / f'{part}.txt').write_text('\n'.join(THEIRS[part]) + '\n')
         for name in NAMES[part]:
-            own = Image.fromarray(mask(255))
-            own.putpalette(voc_palette().tobytes())
-            own.save(voc / 'SegmentationClass' / f'{name}.png')
+            mask_image(mask(255)).save(voc / 'SegmentationClass' / f'{name}.png')
         for label, name in enumerate(THEIRS[part], 3):
             write_sbd(sbd / 'cls' / f'{name}.mat', mask(label))
     for name in 'abstvw':
