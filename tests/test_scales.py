@@ -143,10 +143,9 @@ def test_policies_of_a_folder_by_class_and_its_extremes(policy, folder, tmp_path
 
 
 def test_mistakes_about_policies_are_one_line_and_leave_nothing(policy, folder, tmp_path, capsys, monkeypatch):
-    picture, below_a_file = folder / 'val' / 'cat' / '0.png', tmp_path / 'small.pth' / 'x.png'
+    picture = folder / 'val' / 'cat' / '0.png'
     assert 'no picture and no folder' in policy.error(capsys, picture, folder / 'nowhere.png')
     assert 'give one folder, or pictures' in policy.error(capsys, picture, folder / 'val')
-    assert f'cannot write {below_a_file}' in policy.error(capsys, picture, '--out', below_a_file)
     assert '--out' in policy.error(capsys, picture, '--out', tmp_path / 'x.jpg')
     picture.write_bytes(picture.read_bytes()[:200])
     assert str(picture) in policy.error(capsys, picture)
