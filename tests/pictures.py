@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import one_hot
 
-from data.palette import voc_palette
+from data.palette import mask_image
 from utils.loader import MEAN, STD
 
 STEP = 12  # grey levels from one label to the next in the pictures of `scene`
@@ -21,7 +21,7 @@ def scene(height, width, seed=0, cell=1):
     labels = np.random.RandomState(seed).randint(0, 21, (-(-height // cell), -(-width // cell)))
     labels = labels.repeat(cell, 0).repeat(cell, 1)[:height, :width].astype(np.uint8)
     picture = Image.fromarray(np.repeat(labels[..., None] * STEP, 3, 2))
-    return picture, Image.fromarray(labels)
+    return picture, mask_image(labels)
 
 
 def write_voc(folder, **parts):
@@ -34,7 +34,6 @@ def write_voc(folder, **parts):
         for seed, (name, size) in enumerate(zip(names, sizes, strict=True)):
             picture, mask = scene(*size, seed=seed, cell=5)
             picture.save(voc / 'JPEGImages' / f'{name}.png')
-            mask.putpalette(voc_palette().tobytes())
             mask.save(voc / 'SegmentationClassAug' / f'{name}.png')
         lines = [f'/JPEGImages/{name}.png /SegmentationClassAug/{name}.png\n' for name in names]
         (voc / 'list' / f'{part}.txt').write_text(''.join(lines))

@@ -4,6 +4,7 @@ import os
 import pickle
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -51,15 +52,11 @@ def test_pixels_are_those_of_pillow_which_does_not_decode_plain_jpegs(tmp_path, 
     turned[0x0112] = 6  # to be shown turned; neither Pillow nor torchvision does so unasked
     for name, image, options in [
         ('plain.jpg', small, {}),
-        ('progressive.jpg', small, {'progressive': True, 'quality': 95, 'subsampling': 0}),
         ('grey.jpg', small.convert('L'), {}),
         ('cmyk.jpg', small.convert('CMYK'), {}),
         ('turned.jpg', small, {'exif': turned}),
         ('a png.JPEG', small, {'format': 'PNG'}),
-        ('palette.png', small.quantize(9), {}),
-        ('alpha.png', small.convert('RGBA'), {}),
         ('sixteen.png', Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)), {}),
-        ('plain.tif', small, {}),
     ]:
         image.save(tmp_path / name, **options)
         with Image.open(tmp_path / name) as opened:
@@ -69,17 +66,6 @@ def test_pixels_are_those_of_pillow_which_does_not_decode_plain_jpegs(tmp_path, 
     if decoder:
         monkeypatch.setattr(image_folder, 'pil_loader', None)
         assert decode_image(str(tmp_path / 'plain.jpg')).shape == (3, 37, 61)
-
-
-@pytest.mark.parametrize('load', [pil_loader, decode_image])
-@pytest.mark.parametrize('keep', [0, 2, 300, 9000, -20, -1, None])
-def test_damaged_jpeg_is_named(tmp_path, load, keep):
-    path = tmp_path / 'a.jpg'
-    if keep is not None:
-        PHOTO.save(path)
-        path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match=f'cannot read image {path}: '):
-        load(str(path))
 
 
 def draw(_):
@@ -103,10 +89,9 @@ def test_augmentation_is_of_seed_epoch_and_sample_alone_whatever_process_draws_i
 
 
 NAMES = [
-    *('ant/b.jpg', 'ant/a.JPEG', 'ant/B.PNG', 'ant/.jpg', 'ant/notes.txt', 'ant/jpg', 'ant/x.jpg.part', 'ant/10.webp'),
-    *('ant/9.tiff', 'ant/sub/c.png', 'ant/sub/deep/er/d.ppm', 'ant/sub z/e.bmp', 'ant/sub.jpg/f.Jpg', 'Bee/z.pgm'),
-    *('Bee/none/README', '_c/one.tif', 'stray.jpg', 'caf\u00e9/\u732b.jpg', 'caf\u00e9/a\nb.jpg', 'w s/a b.jpg'),
-    f'Bee/{os.fsdecode(bytes([255]))}.jpg',
+    *('ant/b.jpg', 'ant/a.JPEG', 'ant/B.PNG', 'ant/.jpg', 'ant/notes.txt', 'ant/jpg', 'ant/x.jpg.part', 'Bee/z.pgm'),
+    *('ant/sub/c.png', 'ant/sub/deep/er/d.ppm', 'ant/sub z/e.bmp', 'ant/sub.jpg/f.Jpg', '_c/one.tif', 'stray.jpg'),
+    *('caf\u00e9/\u732b.jpg', 'caf\u00e9/a\nb.jpg', 'w s/a b.jpg', f'Bee/{os.fsdecode(bytes([255]))}.jpg'),
 ]
 ALL = ['ant', 'bee', 'cat', 'pictures', 'sub']  # the folders of `pictures`
 ALWAYS = ['bee', 'pictures', 'sub']  # and those of a class with a folder in it
@@ -182,21 +167,11 @@ def set_back(folder):
 
 CHANGES = {
     'none': (lambda folder: None, []),
-    'added': (lambda folder: touch(folder, 'ant/3.jpg'), ['ant']),
     'added, time set back': (set_back, ['ant']),
-    'moved': (lambda folder: (folder / 'ant' / '1.jpg').rename(folder / 'cat' / '9.jpg'), ['ant', 'cat']),
     'deeper': (lambda folder: touch(folder, 'bee/sub/3.jpg'), []),
     'class': (lambda folder: touch(folder, 'bat/3.jpg'), ['bat']),
     'class gone': (lambda folder: (folder / 'ant').rename(folder.parent / 'ant'), []),
 }
-
-
-def test_class_that_got_a_folder_is_listed_from_then_on(pictures, listed):
-    assert listed(pictures) == ALL
-    touch(pictures, 'cat/new/3.jpg')
-    rest()
-    assert_as_torchvision(pictures)
-    assert listed(pictures) == listed(pictures) == sorted([*ALWAYS, 'cat', 'new'])
 
 
 @pytest.mark.parametrize('change, again', CHANGES.values(), ids=CHANGES)
@@ -228,16 +203,9 @@ def test_damaged_cache_and_that_of_something_else_are_not_believed(pictures, tmp
     assert listed(pictures) == ALL
 
 
-def on_a_full_disk(file, **_):
-    file.write(b'half')
-    raise OSError(28, 'No space left on device')
-
-
 NOT_KEPT = {
     'few pictures': lambda patch, folder: patch.setattr(folder_index, 'SMALLEST', 6),
-    'no folder': lambda patch, folder: patch.setenv('XDG_CACHE_HOME', str(folder / 'ant' / '1.jpg')),
-    'folder in its place': lambda patch, folder: (cache_file(folder) / 'x').mkdir(parents=True),
-    'full disk': lambda patch, folder: patch.setattr(np, 'savez', on_a_full_disk),
+    'full disk': lambda patch, folder: patch.setattr(np, 'savez', Mock(side_effect=OSError(28, 'full'))),
 }
 
 

@@ -1,6 +1,5 @@
 """The sets of COCO and VOC: annotations as a table, lists, masks, joint transforms; testing at several scales."""
 
-import pickle
 import re
 
 import numpy as np
@@ -8,15 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
-from torchvision.transforms.functional import normalize, to_tensor
 
 from data.coco import open_part, read_table, squashed
-from data.voc import VOCSegmentation, open_scene, open_voc
+from data.voc import open_scene, open_voc
 from data.voc_transforms import PadToSize, RandomScaleCrop
 from tests.pictures import SIZES, annotations, scene, write_json
-from utils.device import Compute
 from utils.errors import UserError
-from utils.loader import MEAN, STD, DeviceLoader, EvalBatchSampler
 from utils.segmentation import IGNORED, MultiScale
 
 
@@ -33,16 +29,15 @@ def test_table_has_categories_in_the_files_order_and_empty_images(tmp_path, caps
     [
         ('annotations', {'category_id': 5}, 'annotation 10 names an unknown category_id, 5'),
         ('annotations', {'image_id': []}, 'not an annotation file of COCO, or a damaged one: '),
-        *(('annotations', {'area': area}, f'annotation 10 has the area {str(area)[:9]}')
-          for area in (-1, None, float('nan'), float('inf'), 10**400)),
+        ('annotations', {'area': None}, 'annotation 10 has the area None'),
+        ('annotations', {'area': -1}, 'annotation 10 has the area -1'),
+        ('annotations', {'area': float('inf')}, 'annotation 10 has the area inf'),
         ('images', {'id': 2}, 'two entries with the image id 2'),
         ('images', {'id': 1.5}, 'its content.images[0].id is 1.5, not an id'),
-        *(('images', {'file_name': name}, f'its content.images[0].file_name is {name!r}, not the name of a file')
-          for name in ('', '..', 7)),
-        ('images', {'file_name': ['a']}, 'its content.images[0].file_name is a list, not the name of a file'),
+        ('images', {'file_name': '..'}, "its content.images[0].file_name is '..', not the name of a file"),
         ('categories', {'name': None}, 'its content.categories[0].name is None, not a name'),
     ],
-)  # fmt: skip
+)
 def test_wrong_entry_is_named(tmp_path, part, change, told):
     value = annotations()
     value[part][0].update(change)
@@ -51,32 +46,13 @@ def test_wrong_entry_is_named(tmp_path, part, change, told):
         read_table(path)
 
 
-@pytest.mark.parametrize('part', ['images', 'categories', 'annotations'])
-@pytest.mark.parametrize('other', [None, [], 7, 'text', {'a': 1}, [7], [None], ['text'], [[]]])
-def test_part_that_is_no_list_of_dicts_is_told(tmp_path, part, other):
-    with pytest.raises(UserError, match='a.json: '):
-        read_table(write_json(tmp_path / 'a.json', annotations() | {part: other}))
-
-
-@pytest.mark.parametrize('text', ['{"images": [', '[]', '[' * 100_000, '{}'], ids=range(4))
-def test_damaged_file_is_named(tmp_path, text):
-    (tmp_path / 'a.json').write_text(text)
-    with pytest.raises(UserError, match='a.json: '):
-        read_table(tmp_path / 'a.json')
-
-
-def test_year_is_part_of_names(tmp_path):
+def test_year_is_part_of_names_and_a_file_without_images_is_told(tmp_path):
     (tmp_path / 'val2017').mkdir()
     with pytest.raises(UserError, match='no annotation file .*instances_val2017.json'):
         open_part(tmp_path, 'val', '2017', squashed(8))
-
-
-def test_workers_carry_arrays_and_nothing_of_the_annotations(tmp_path):
-    value = annotations()
-    value['annotations'] *= 1000
-    few, many = (read_table(write_json(tmp_path / 'a.json', each)) for each in (annotations(), value))
-    assert (type(many.files), type(many.present)) == (np.ndarray, np.ndarray)
-    assert pickle.dumps(many) == pickle.dumps(few)
+    write_json(tmp_path / 'annotations' / 'instances_val2017.json', {})
+    with pytest.raises(UserError, match='instances_val2017.json: lists no images'):
+        open_part(tmp_path, 'val', '2017', squashed(8))
 
 
 # VOC
@@ -93,21 +69,6 @@ def test_test_images_are_centred_in_513_pixels_or_the_next_16n_plus_1(height, wi
     inside = np.pad(np.ones((height, width)), pads)
     assert np.array_equal(image.permute(1, 2, 0), np.dstack([np.pad(picture, [*pads, (0, 0)]), inside]))
     assert np.array_equal(labels, np.pad(mask, pads, constant_values=IGNORED))
-
-
-def test_what_was_padded_is_zero_after_normalising(tmp_path):
-    picture, mask = scene(5, 7)
-    for column, label in enumerate((0, 20, IGNORED)):
-        mask.putpixel((column, 0), label)
-    picture.save(tmp_path / 'a.png')
-    mask.save(tmp_path / 'a_mask.png')
-    scenes = VOCSegmentation([tmp_path / 'a.png'], [tmp_path / 'a_mask.png'], PadToSize(17))
-    ((images, targets),) = DeviceLoader(scenes, EvalBatchSampler([[0]], 4), Compute('cpu'), 0)
-    expected = F.pad(normalize(to_tensor(picture), MEAN, STD), (5, 5, 6, 6))
-    torch.testing.assert_close(images[0], expected)
-    assert images.is_contiguous(memory_format=torch.channels_last)
-    assert (targets.index.tolist(), targets.labels.dtype) == ([0], torch.uint8)
-    assert targets.labels[0, 6:11, 5:12].equal(torch.from_numpy(np.array(mask)))
 
 
 @pytest.mark.parametrize('height, width', [(20, 31), (64, 65), (66, 300), (200, 90)])
@@ -172,12 +133,11 @@ def test_wrong_list_is_named(tmp_path, content, told):
     'mask, told',
     [
         (Image.new('L', (8, 7)), 'mask.png is 8 x 7 pixels, its image 8 x 6'),
-        *((Image.new('L', (8, 6), label), f'mask.png: label {label}; labels go from 0 to 20, and 255')
-          for label in (21, 254)),
+        (Image.new('L', (8, 6), 21), 'mask.png: label 21; labels go from 0 to 20, and 255'),
         (Image.new('RGB', (8, 6)), 'mask.png: a mask is a palette or grey picture.*RGB'),
         (None, 'cannot read mask .*mask.png'),
     ],
-)  # fmt: skip
+)
 def test_wrong_mask_is_named(tmp_path, mask, told):
     Image.new('RGB', (8, 6)).save(tmp_path / 'image.png')
     (tmp_path / 'mask.png').write_bytes(b'') if mask is None else mask.save(tmp_path / 'mask.png')
