@@ -33,11 +33,12 @@ def test_micro_batches_stand_for_gpus():
         micro_batches(256, 8, 3, training=True)
 
 
-def test_last_batch_is_left_out_where_it_is_not_full_or_a_device_would_get_too_few():
+def test_batches_are_of_the_seed_and_the_last_is_left_out_where_it_or_a_devices_part_is_too_small():
     assert [len(TrainBatchSampler(n, 16, 0)) for n in (31, 32, 33)] == [1, 2, 2]
     assert [len(TrainBatchSampler(n, 16, 0, smallest=2)) for n in (32, 33, 34)] == [2, 2, 3]
     assert [len(batch) for batch in TrainBatchSampler(34, 16, 0, smallest=2)] == [16, 16, 2]
     assert [len(TrainBatchSampler(13, 4, 0, smallest=1, world=processes)) for processes in (1, 2)] == [4, 3]
+    assert list(TrainBatchSampler(16, 16, 0)) != list(TrainBatchSampler(16, 16, 1))
     of_four = [len(TrainBatchSampler(16 + rest, 16, 0, smallest=2, devices=4)) for rest in range(16)]
     smallest = [min(map(len, torch.arange(rest).chunk(4))) for rest in range(16)]
     assert of_four == [1 + (part >= 2) for part in smallest]
