@@ -78,7 +78,6 @@ ODD = ONE.to(torch.complex64), ONE.to('meta'), ONE.to_sparse(), ONE.to(torch.flo
         *(({'state_dict': {'w': odd}}, 'its state_dict.w is not finite') for odd in (ONE / 0, ONE * torch.nan)),
         ({'optimizer': [ONE * torch.nan]}, 'its optimizer.0 is not finite'),
         ({'epoch': float('nan')}, 'its epoch is nan, not a whole number from 0 on'),
-        ({'epoch': 10**400}, 'its epoch is a int, not a whole number'),
         ({'classes': ['ant', 5]}, r'its classes\[1\] is 5, not a name'),
         ({'seed': '0'}, "its seed is '0', not a whole number"),
         ({'scaler': {'scale': None}}, 'its scaler.scale is None, not a finite number'),
@@ -88,7 +87,6 @@ ODD = ONE.to(torch.complex64), ONE.to('meta'), ONE.to_sparse(), ONE.to(torch.flo
         ({'position': {'step': 3, 'plan': 5, 'metrics': {}}}, 'its position.plan is 5, not a dict'),
         ({'position': {'step': 3, 'plan': {}, 'metrics': {'loss': 'x'}}}, 'its position.metrics is a dict, not number'),
         ({'processes': [{'statistics': {}}]}, r'its processes\[0\] has no metrics'),
-        ({'processes': [{'metrics': None}]}, r'its processes\[0\] has no statistics'),
     ],
 )
 def test_what_is_no_checkpoint_of_ours_is_told(tmp_path, change, told):
@@ -128,7 +126,6 @@ def test_full_disk_is_one_error_and_leaves_the_old_file(tmp_path):
 # From a file into a net
 
 FIVE = TinyNet(5).state_dict()
-DLA = models.segmenters['dla60x']
 
 
 def file_of(state, **said):
@@ -164,10 +161,9 @@ def test_head_difference(state, said, net, told):
     'source, make, fresh',
     [
         (partial(TinyNet, 5), partial(TinyNet, 3), ['fc']),
-        (partial(TinyNet, 5), TinySegmenter, ['score', 'base.fc']),
         (models.classifiers['resnext50_elastic'], models.segmenters['resnext50_elastic'], ['aspp']),
-        (models.classifiers['dla60x'], DLA, ['dla_up', 'fc', 'up']),
-        (partial(DLA, 20), DLA, ['dla_up', 'fc', 'up']),
+        (models.classifiers['dla60x'], models.segmenters['dla60x'], ['dla_up', 'fc', 'up']),
+        (partial(models.segmenters['dla60x'], 20), models.segmenters['dla60x'], ['dla_up', 'fc', 'up']),
     ],
 )
 def test_transfer_leaves_exactly_the_heads(source, make, fresh):

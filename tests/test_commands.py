@@ -11,7 +11,6 @@ from tests.launch import ROOT, start
 from utils import checkpoint
 
 SMALL = '-a dla60x -b 4 -g 2 --lr 0.01 --image-size 32 -p 1 --device cpu'
-LAST = 'dla60x_checkpoint.pth.tar'
 SCRIPTS = [ROOT / f'{name}.py' for name in ('classify', 'docker_classify', 'multilabel_classify', 'segment')]
 MAKERS = [ROOT / 'data' / f'{name}.py' for name in ('sample', 'fashion_mnist', 'prepare_voc')]
 TOOLS = [path for path in sorted((ROOT / 'tools').rglob('*.py')) if 'def make_parser' in path.read_text()]
@@ -26,7 +25,7 @@ def test_sigterm_to_the_whole_group_saves_and_exits_143(folder, tmp_path):
         rest, errors = process.communicate(timeout=300)
     assert (process.returncode, errors) == (143, '')
     assert '=> SIGTERM: saved at epoch' in rest
-    found = checkpoint.read(tmp_path / LAST)
+    found = checkpoint.read(tmp_path / 'dla60x_checkpoint.pth.tar')
     assert found.epoch or found.position['step'] >= 4
 
 

@@ -118,17 +118,15 @@ def pictures(folder):
         yield file.getvalue()
 
 
-def annotation_files(folder):
-    """The bytes of one, and its content."""
-    return [json.dumps(annotations()).encode(), annotations()]
-
-
 KINDS = {  # contents of whole files, as bytes or to be given other values, and how one is read
     'checkpoints': (partial(checkpoints, zipped=True), resumed),
     'checkpoints before PyTorch 1.6': (partial(checkpoints, zipped=False), resumed),
     'values of checkpoints': (checkpoint_contents, resumed),
     'pictures': (pictures, lambda path, chance: chance.choice([pil_loader, decode_image, open_mask, size_of])(path)),
-    'annotation files': (annotation_files, lambda path, chance: read_table(path)),
+    'annotation files': (
+        lambda folder: [json.dumps(annotations()).encode(), annotations()],
+        lambda path, chance: read_table(path),
+    ),
 }
 
 

@@ -34,17 +34,12 @@ UNUSED = {
 }
 
 
-def on_meta(source):
-    """The library's net without memory for its weights."""
-    library, name = source.split('/')
-    with torch.device('meta'):
-        return torchvision.models.get_model(name) if library == 'torchvision' else timm.create_model(name)
-
-
 def library_net(source):
     """The library's net with random weights and running statistics, and counts of 7 batches."""
-    net = load_weights(on_meta(source))
-    for norm in batch_norms(net):
+    library, name = source.split('/')
+    with torch.device('meta'):
+        net = torchvision.models.get_model(name) if library == 'torchvision' else timm.create_model(name)
+    for norm in batch_norms(load_weights(net)):
         norm.num_batches_tracked.fill_(7)
     return net.eval()
 
