@@ -11,8 +11,6 @@ import pytest
 import torch
 
 import models
-import segment
-from data.voc import CLASSES
 from tests.checkpoints import Hostile, killed_at, released, trained
 from tests.conftest import TinyNet, TinySegmenter
 from tests.runs import assert_same
@@ -63,17 +61,6 @@ def test_released_file_is_resumed_with_its_momentum(tmp_path, monkeypatch, prefi
     assert its_optimizer.param_groups[0]['weight_decay'] == 0  # as the command line says, not as the file
 
 
-@pytest.mark.parametrize('zipped', [False, True])
-def test_hostile_pickle_is_refused_by_name_and_not_executed(tmp_path, zipped):
-    content = {**released(*trained()), 'extra': Hostile(tmp_path / 'executed')}
-    torch.save(content, tmp_path / 'bad', _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=r'bad: refused, its pickle names posix\.mkdir'):
-        checkpoint.read(tmp_path / 'bad')
-    assert not (tmp_path / 'executed').exists()
-    torch.load(tmp_path / 'bad', weights_only=False)
-    assert (tmp_path / 'executed').exists(), 'the pickle was harmless: this test tests nothing'
-
-
 ONE = torch.ones(1)
 ODD = ONE.to(torch.complex64), ONE.to('meta'), ONE.to_sparse(), ONE.to(torch.float8_e5m2), ONE.expand(2**40)
 
@@ -83,6 +70,7 @@ ODD = ONE.to(torch.complex64), ONE.to('meta'), ONE.to_sparse(), ONE.to(torch.flo
     [
         *((content, 'not a PyTorch checkpoint, or a damaged') for content in (b'', b'<html>', b'PK\x03\x04 cut off')),
         ([1, 2], 'a list, not a checkpoint'),
+        ({'extra': Hostile('/no/executed')}, r'refused, its pickle names posix\.mkdir'),
         ({'state_dict': {}}, 'holds no state_dict of named tensors: it is empty'),
         ({'state_dict': {0: ONE}}, 'holds no state_dict of named tensors: state_dict has the name 0'),
         *(({'state_dict': {'w': odd}}, 'its state_dict.w is a tensor') for odd in ODD),
@@ -90,8 +78,6 @@ ODD = ONE.to(torch.complex64), ONE.to('meta'), ONE.to_sparse(), ONE.to(torch.flo
         *(({'state_dict': {'w': odd}}, 'its state_dict.w is not finite') for odd in (ONE / 0, ONE * torch.nan)),
         ({'optimizer': [ONE * torch.nan]}, 'its optimizer.0 is not finite'),
         ({'epoch': float('nan')}, 'its epoch is nan, not a whole number from 0 on'),
-        ({'epoch': 10**400}, 'its epoch is a int, not a whole number'),
-        ({'epoch': -1}, 'its epoch is -1, not a whole number'),
         ({'classes': ['ant', 5]}, r'its classes\[1\] is 5, not a name'),
         ({'seed': '0'}, "its seed is '0', not a whole number"),
         ({'scaler': {'scale': None}}, 'its scaler.scale is None, not a finite number'),
@@ -101,7 +87,6 @@ ODD = ONE.to(torch.complex64), ONE.to('meta'), ONE.to_sparse(), ONE.to(torch.flo
         ({'position': {'step': 3, 'plan': 5, 'metrics': {}}}, 'its position.plan is 5, not a dict'),
         ({'position': {'step': 3, 'plan': {}, 'metrics': {'loss': 'x'}}}, 'its position.metrics is a dict, not number'),
         ({'processes': [{'statistics': {}}]}, r'its processes\[0\] has no metrics'),
-        ({'processes': [{'metrics': None}]}, r'its processes\[0\] has no statistics'),
     ],
 )
 def test_what_is_no_checkpoint_of_ours_is_told(tmp_path, change, told):
@@ -114,22 +99,13 @@ def test_what_is_no_checkpoint_of_ours_is_told(tmp_path, change, told):
         checkpoint.read(path)
 
 
-@pytest.mark.parametrize(
-    'module, name, number, written',
-    [
-        (torch, 'save', 2, 'old old'),
-        (os, 'fsync', 2, 'old old'),  # of the contents, one after the other
-        (os, 'replace', 1, 'old old'),
-        (os, 'fsync', 3, 'new old'),  # of the folder
-        (os, 'replace', 2, 'new old'),
-        (os, 'fsync', 4, 'new new'),
-    ],
-)
-def test_killed_write_leaves_whole_files(tmp_path, monkeypatch, module, name, number, written):
+@pytest.mark.parametrize('fsync, written', [(2, 'old old'), (3, 'new old'), (4, 'new new')])
+def test_killed_write_leaves_whole_files(tmp_path, monkeypatch, fsync, written):
+    """Killed at the second one's contents, which follow the first one's, or at the folder after either's renaming."""
     paths = tmp_path / 'a', tmp_path / 'b'
     checkpoint.write({'state_dict': {'w': torch.zeros(9)}, 'arch': 'old'}, *paths)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        killed_at(patch, module, name, number)
+        killed_at(patch, os, 'fsync', fsync)
         checkpoint.write({'state_dict': {'w': torch.ones(9)}, 'arch': 'new'}, *paths)
     assert ' '.join(checkpoint.read(path).arch for path in paths) == written
 
@@ -149,10 +125,7 @@ def test_full_disk_is_one_error_and_leaves_the_old_file(tmp_path):
 
 # From a file into a net
 
-NET = CheckpointMeta('imagenet', 'tiny', list('01234'))
-SEGMENTER = CheckpointMeta('voc', 'tiny', CLASSES)
 FIVE = TinyNet(5).state_dict()
-DLA = models.segmenters['dla60x']
 
 
 def file_of(state, **said):
@@ -171,34 +144,26 @@ def test_all_that_does_not_fit_is_listed(load):
 
 
 @pytest.mark.parametrize(
-    'state, said, wanted, told',
+    'state, said, net, told',
     [
-        (FIVE, {}, NET, ''),
-        (FIVE | {'fc.weight': torch.tensor(1.0)}, {}, NET, ''),  # so that resume tells the shape
-        (FIVE, {'task': 'imagenet', 'classes': list('01234')}, NET, ''),
-        (FIVE, {'task': 'coco'}, NET, 'its task is coco, not imagenet'),
-        (FIVE, {'classes': list('01x34')}, NET, 'its classes differ: x where the data has 2'),
-        (FIVE, {'classes': ['0', '1']}, NET, 'it names 2 classes, not 5'),
-        (TinyNet(3).state_dict(), {}, NET, 'its head has 3 classes, not 5'),
-        (TinySegmenter().state_dict(), {}, SEGMENTER, ''),
-        (TinySegmenter(20).state_dict(), {}, SEGMENTER, 'its head has 20 classes, not 21'),
-        (FIVE, {}, SEGMENTER, 'it holds no score, so it is of a classifier, or of another net'),
+        (FIVE | {'fc.weight': torch.tensor(1.0)}, {}, TinyNet(5), ''),  # so that resume tells the shape
+        (FIVE, {'classes': ['0', '1']}, TinyNet(5), 'it names 2 classes, not 5'),
+        (FIVE, {}, TinySegmenter(5), 'it holds no score, so it is of a classifier, or of another net'),
     ],
 )
-def test_head_difference(state, said, wanted, told):
-    """Files of the reference name neither task nor classes, and for VOC not the net either."""
-    model = TinyNet(5) if wanted is NET else TinySegmenter()
-    assert head_mismatch(file_of(state, **said), model, wanted) == told
+def test_head_difference(state, said, net, told):
+    """Other differences are told by the scripts, in their tests."""
+    meta = CheckpointMeta('imagenet', 'tiny', list('01234'))
+    assert head_mismatch(file_of(state, **said), net, meta) == told
 
 
 @pytest.mark.parametrize(
     'source, make, fresh',
     [
         (partial(TinyNet, 5), partial(TinyNet, 3), ['fc']),
-        (partial(TinyNet, 5), TinySegmenter, ['score', 'base.fc']),
         (models.classifiers['resnext50_elastic'], models.segmenters['resnext50_elastic'], ['aspp']),
-        (models.classifiers['dla60x'], DLA, ['dla_up', 'fc', 'up']),
-        (partial(DLA, 20), DLA, ['dla_up', 'fc', 'up']),
+        (models.classifiers['dla60x'], models.segmenters['dla60x'], ['dla_up', 'fc', 'up']),
+        (partial(models.segmenters['dla60x'], 20), models.segmenters['dla60x'], ['dla_up', 'fc', 'up']),
     ],
 )
 def test_transfer_leaves_exactly_the_heads(source, make, fresh):
@@ -230,15 +195,3 @@ def test_optimizer_that_does_not_fit_is_told(spoil, told):
     spoil(saved)
     with pytest.raises(UserError, match=f'^file: {told}'):
         load_optimizer(model, optimizer, file_of({}, optimizer=saved))
-
-
-def test_frozen_segmenter_of_the_reference_has_145_of_387():
-    model = models.build_segmenter('resnext50_elastic')
-    optimizer = torch.optim.SGD(segment.parameter_groups(model, 1.0), 0.1, 0.9)
-    saved = {'state': {}, 'param_groups': [{'params': list(range(140))}, {'params': list(range(140, 145))}]}
-    saved['state'][144] = {'momentum_buffer': torch.arange(21.0)}
-    saved['state'][0] = {'momentum_buffer': torch.ones(64, 3, 7, 7)}
-    load_optimizer(model, optimizer, file_of({}, optimizer=saved))
-    assert sum(len(group['params']) for group in optimizer.param_groups) == 387
-    assert torch.equal(optimizer.state[model.aspp.conv3.bias]['momentum_buffer'], torch.arange(21.0))
-    assert optimizer.state[model.conv1.weight]['momentum_buffer'].all()

@@ -23,39 +23,13 @@ from data.image_folder import decode_image, pil_loader
 from data.voc import open_mask, size_of
 from models.norm import bn_buffers
 from tests.checkpoints import Hostile, released, trained
-from tests.conftest import TinyNet, stop_at
-from tests.pictures import annotations, write_json
-from tests.runs import LAST
-from utils import checkpoint, logger
-from utils.checkpoint import load_optimizer, resume
+from tests.pictures import annotations
+from utils import checkpoint
+from utils.checkpoint import CheckpointMeta, head_mismatch, load_optimizer, resume
 from utils.errors import UserError
-from utils.signals import Stopped
 
 SEED = int(os.environ.get('FUZZ_SEED', 0))
-FEW_OR_MANY = pytest.mark.parametrize('times', [1, pytest.param(10, marks=pytest.mark.slow)])
 JSON_VALUES = [None, True, -1, 0, 1, 2.5, 10**400, float('nan'), float('inf'), '', 'x', '..', [], {}, [0], {'id': 1}]
-
-
-def outcomes(name, count, attempt, capfd):
-    """Make the attempt so often and count how it ends; nothing may be printed or warned of."""
-    counts = Counter()
-    for number in range(count):
-        told = f'{name} {number} of FUZZ_SEED={SEED}'
-        with warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter('always')
-            warnings.simplefilter('ignore', ResourceWarning)  # hidden by default
-            try:
-                attempt()
-                counts['taken'] += 1
-            except UserError as error:
-                assert 'frame #' not in str(error), told
-                counts['refused'] += 1
-            except BaseException as error:
-                raise AssertionError(f'{told}: {error!r}') from error
-        assert [str(found.message) for found in warned] + capfd.readouterr().err.splitlines() == [], told
-    with capfd.disabled():
-        print(f'\n{name}: {dict(counts)}')
-    return counts
 
 
 def broken(content, chance):
@@ -72,6 +46,19 @@ def broken(content, chance):
             place = chance.randrange(min(reach, len(content)))
             content[place] = content[place] ^ 1 << chance.randrange(8) if way == 'bits' else chance.randrange(256)
     return bytes(content)
+
+
+def odd_values(chance):
+    """Values that are not what stood there."""
+    ones = torch.ones(chance.choice([(), (0,), (1,), (5,), (8, 3, 3, 3)]))
+    return [
+        *(None, True, -1, 0, 1, 3, 10**6, 10**18, 10**300, 10**400, 0.5, -0.0, 1e308, float('nan'), float('inf'), 1j),
+        *('', 'text', b'bytes', [], {}, (), [None], [[]], {'a': 1}, {0: 'x'}, {'step': 1}, {1, 2}, torch.float32),
+        *(ones, ones.long(), ones.bool(), ones.half(), ones.double(), ones * torch.nan, ones / 0, -1e30 * ones),
+        *(ones.to('meta'), ones.to(torch.complex64), ones.to_sparse(), ones.to(torch.float8_e5m2)),
+        *(ones.flatten()[:1].expand(2**40) if ones.numel() else ones, torch.nn.Parameter(ones)),
+        *(np.float64('nan'), np.int64(2), np.float32(1), np.bool_(True), torch.device('cpu'), torch.Size([3])),
+    ]
 
 
 def changed(tree, chance, values):
@@ -98,11 +85,21 @@ def checkpoints(folder, zipped):
         yield file.getvalue()
 
 
+def checkpoint_contents(folder):
+    """What is saved inside an epoch of a job of one process."""
+    model, optimizer = trained()
+    metrics, said = {'loss': {'sum': 1.5, 'count': 4}}, {'task': 'imagenet', 'classes': list('abcde'), 'seed': 0}
+    position = {'step': 4, 'plan': {'samples': 36, 'micro_batch': 4, 'accumulate': 2}, 'metrics': metrics}
+    processes = [{'statistics': bn_buffers(model), 'metrics': metrics}]
+    yield released(model, optimizer) | said | {'position': position, 'processes': processes, 'scaler': {}}
+
+
 def resumed(path, chance):
     model, optimizer = trained()
     found = checkpoint.read(path)
-    resume(model, found)
-    load_optimizer(model, optimizer, found)
+    if not head_mismatch(found, model, CheckpointMeta('imagenet', 'tiny', list('abcde'))):
+        resume(model, found)
+        load_optimizer(model, optimizer, found)
 
 
 def pictures(folder):
@@ -121,72 +118,45 @@ def pictures(folder):
         yield file.getvalue()
 
 
-def annotation_files(folder):
-    """The bytes of one, and its content, to be given other values."""
-    return [json.dumps(annotations()).encode(), annotations()]
-
-
-KINDS = {  # contents of whole files, and how one is read
+KINDS = {  # contents of whole files, as bytes or to be given other values, and how one is read
     'checkpoints': (partial(checkpoints, zipped=True), resumed),
     'checkpoints before PyTorch 1.6': (partial(checkpoints, zipped=False), resumed),
+    'values of checkpoints': (checkpoint_contents, resumed),
     'pictures': (pictures, lambda path, chance: chance.choice([pil_loader, decode_image, open_mask, size_of])(path)),
-    'annotation files': (annotation_files, lambda path, chance: read_table(path)),
+    'annotation files': (
+        lambda folder: [json.dumps(annotations()).encode(), annotations()],
+        lambda path, chance: read_table(path),
+    ),
 }
 
 
-@FEW_OR_MANY
+@pytest.mark.parametrize('times', [1, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('kind', KINDS)
 def test_broken_files(tmp_path, capfd, kind, times):
     (contents, read), chance, path = KINDS[kind], Random(f'{SEED} {kind}'), tmp_path / 'file'
-    whole = list(contents(tmp_path))
-
-    def attempt():
-        content = chance.choice(whole)
+    whole, counts = list(contents(tmp_path)), Counter()
+    for number in range(150 * times):
+        content, told = chance.choice(whole), f'{kind} {number} of FUZZ_SEED={SEED}'
         if isinstance(content, bytes):
             path.write_bytes(broken(content, chance))
+        elif 'state_dict' in content:
+            torch.save(changed(content, chance, odd_values(chance)), path)
         else:
-            write_json(path, changed(content, chance, JSON_VALUES))
-        read(path, chance)
-
-    counts = outcomes(kind, 150 * times, attempt, capfd)
+            path.write_text(json.dumps(changed(content, chance, JSON_VALUES)))
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter('always')
+            warnings.simplefilter('ignore', ResourceWarning)  # hidden by default
+            try:
+                read(path, chance)
+                counts['taken'] += 1
+            except UserError as error:
+                assert 'frame #' not in str(error), told
+                counts['refused'] += 1
+            except BaseException as error:
+                raise AssertionError(f'{told}: {error!r}') from error
+        assert [str(found.message) for found in warned] + capfd.readouterr().err.splitlines() == [], told
+    with capfd.disabled():
+        print(f'\n{kind}: {dict(counts)}')
     assert counts['refused'] > 37 * times
     assert counts['taken']
     assert not (tmp_path / 'executed').exists()
-
-
-def odd_values(chance):
-    """Values that are not what stood there."""
-    ones = torch.ones(chance.choice([(), (0,), (1,), (5,), (8, 3, 3, 3)]))
-    return [
-        *(None, True, -1, 0, 1, 3, 10**6, 10**18, 10**300, 10**400, 0.5, -0.0, 1e308, float('nan'), float('inf'), 1j),
-        *('', 'text', b'bytes', [], {}, (), [None], [[]], {'a': 1}, {0: 'x'}, {'step': 1}, {1, 2}, torch.float32),
-        *(ones, ones.long(), ones.bool(), ones.half(), ones.double(), ones * torch.nan, ones / 0, -1e30 * ones),
-        *(ones.to('meta'), ones.to(torch.complex64), ones.to_sparse(), ones.to(torch.float8_e5m2)),
-        *(ones.flatten()[:1].expand(2**40) if ones.numel() else ones, torch.nn.Parameter(ones)),
-        *(np.float64('nan'), np.int64(2), np.float32(1), np.bool_(True), torch.device('cpu'), torch.Size([3])),
-    ]
-
-
-@FEW_OR_MANY
-def test_values_of_wrong_kinds(classify, tmp_path, capfd, monkeypatch, times):
-    """Through classify.py, which goes on from a file saved inside an epoch; without what takes long."""
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        stop_at(patch, 66)
-        classify('--output', tmp_path, '--epochs', 2)
-    content = torch.load(tmp_path / LAST, weights_only=True)
-    content['processes'] = [{'statistics': bn_buffers(TinyNet()), 'metrics': content['position']['metrics']}]
-    monkeypatch.setattr(logger, 'write_figure', lambda *_, **__: None)
-    monkeypatch.setattr(logger, 'git_commit', lambda: None)
-    chance = Random(f'{SEED} values')
-
-    def attempt():
-        torch.save(changed(content, chance, odd_values(chance)), tmp_path / LAST)
-        (tmp_path / 'log.jsonl').unlink(missing_ok=True)
-        if chance.random() < 0.2:
-            classify('--evaluate', '--resume', tmp_path / LAST)
-        else:
-            classify('--output', tmp_path, '--epochs', 2, '--auto-resume')
-
-    counts = outcomes('values of wrong kinds', 30 * times, attempt, capfd)
-    assert counts['refused'] > 15 * times
-    assert counts['taken']
