@@ -1,4 +1,4 @@
-"""What a net costs, parameters and multiply-accumulates, and what it cannot take, found from outside."""
+"""What a net costs, parameters and multiply-accumulates, counted from outside."""
 
 from collections.abc import Callable
 
@@ -29,26 +29,9 @@ def macs_of_modules(model: nn.Module | Callable[[], nn.Module], size: int | tupl
         # Two images, because BatchNorm in training mode refuses a single value per channel.
         images = torch.empty(2, 3, *((size, size) if isinstance(size, int) else size))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        functional_call(net, _stand_ins(net), (images,))
+        tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+        functional_call(net, {name: value.to('meta') for name, value in tensors.items()}, (images,))
     # A multiply-accumulate is two operations. The counter calls the net by its class.
     macs = {path: sum(counts.values()) // 2 // len(images) for path, counts in counter.get_flop_counts().items()}
     own = {path.partition('.')[2]: number for path, number in macs.items() if path != 'Global'}
     return own | {'': macs.get('Global', 0)}
-
-
-def trains_on_one(net: nn.Module, size: int) -> bool:
-    """Whether a net in training mode takes a single 3 x size x size image, as it does not where a batch norm would be
-    left with one value per channel. Nothing is computed."""
-    try:
-        with torch.no_grad():
-            functional_call(net, _stand_ins(net), (torch.empty(1, 3, size, size, device='meta'),))
-    except ValueError as error:
-        if 'Expected more than 1 value per channel' in str(error):
-            return False
-        raise
-    return True
-
-
-def _stand_ins(net: nn.Module) -> dict[str, torch.Tensor]:
-    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    return {name: torch.empty_like(tensor, device='meta') for name, tensor in tensors.items()}
