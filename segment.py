@@ -52,6 +52,9 @@ from utils.segmentation import (
 )
 from utils.trainer import Trainer
 
+MOMENTUM = 0.9
+RECIPE = {'epochs': 50, 'batch_size': 16, 'base_lr': 0.007, 'last_mult': 1.0, 'crop_size': 513}
+
 
 def make_parser() -> Parser:
     """Make the parser of the arguments, whose defaults are the recipe."""
@@ -59,7 +62,7 @@ def make_parser() -> Parser:
     add_segmentation_arguments(parser)
     add_run_arguments(parser)
     add_distributed_arguments(parser)
-    parser.set_defaults(output=Path('data'), num_gpus=None, start_epoch=0)
+    parser.set_defaults(**RECIPE, output=Path('data'), num_gpus=None, start_epoch=0)
     return parser
 
 
@@ -71,12 +74,12 @@ def add_segmentation_arguments(parser: Parser) -> None:
     add('--dataset', choices=['pascal'], default='pascal', help='PASCAL VOC 2012')
     add('--data', type=Path, default=Path('data/VOCdevkit'), metavar='DIR', help='folder with VOC2012/')
     add('-a', '--arch', choices=nets, default='resnext50_elastic', metavar='ARCH', help=', '.join(nets))
-    add('--epochs', type=positive_int, default=50, metavar='N', help='epochs in all')
-    add('--batch-size', '-b', type=positive_int, default=16, metavar='N', help='images per update')
-    add('--base-lr', type=nonnegative_float, default=0.007, metavar='X', help='initial learning rate')
-    add('--last-mult', type=multiplier, default=1.0, metavar='X', help="times that, for the head")
+    add('--epochs', type=positive_int, metavar='N', help='epochs in all')
+    add('--batch-size', '-b', type=positive_int, metavar='N', help='images per update')
+    add('--base-lr', type=nonnegative_float, metavar='X', help='initial learning rate')
+    add('--last-mult', type=multiplier, metavar='X', help='factor of the learning rate for the head')
     add('--freeze-bn', action='store_true', help='leave batch norms as they are')
-    add('--crop-size', type=pixels, default=513, metavar='PIXELS', help='of training and test')
+    add('--crop-size', type=pixels, metavar='PIXELS', help='side of the crops in training, and of test images at least')
     add('--no-checkpoint-activations', action='store_true',
         help='when training, keep activations instead of recomputing them: faster, with more memory')  # fmt: skip
     add('--scales', type=scales, default=[1.0], metavar='X,X,...', help='at which to test')
@@ -111,7 +114,7 @@ def train(args: Namespace, reporter: Callable[[int, int], Reporter]) -> None:
             freeze_bn_layers(model)
         meta = CheckpointMeta('voc', args.arch, CLASSES)
         trainer = Trainer(args, meta, checkpoint_files(args), model, shared_segmentation_loss, reporter)
-    optimizer = SGD(parameter_groups(model, args.last_mult), args.base_lr, 0.9, fused=trainer.on_gpu)
+    optimizer = SGD(parameter_groups(model, args.last_mult), args.base_lr, MOMENTUM, fused=trainer.on_gpu)
     schedule = partial(poly, args.base_lr, epochs=args.epochs)
     trainer.fit(optimizer, schedule, train_set, RunningLoss)
 
