@@ -79,6 +79,7 @@ ODD = ONE.to(torch.complex64), ONE.to('meta'), ONE.to_sparse(), ONE.to(torch.flo
         ({'optimizer': [ONE * torch.nan]}, 'its optimizer.0 is not finite'),
         ({'epoch': float('nan')}, 'its epoch is nan, not a whole number from 0 on'),
         ({'classes': ['ant', 5]}, r'its classes\[1\] is 5, not a name'),
+        ({'epoch': 10**400}, 'its epoch is a int, not a whole number'),
         ({'seed': '0'}, "its seed is '0', not a whole number"),
         ({'scaler': {'scale': None}}, 'its scaler.scale is None, not a finite number'),
         ({'smooth_loss': '3'}, "its smooth_loss is '3', not a finite number"),

@@ -98,7 +98,7 @@ def read(path: str | os.PathLike) -> Checkpoint:
             'path': path,
             'state_dict': _without_prefix(known['state_dict']),
             'epoch': int(plain(known['epoch'])) if 'epoch' in known else None,
-            'best': {name: float(value) for name, value in known['best'].items()},
+            'best': {name: float(plain(value)) for name, value in known['best'].items()},
         }
     )
 

@@ -72,7 +72,7 @@ def shown(value: Any) -> str:
 
 def plain(value: Any) -> Any:
     """The number in one of NumPy's or a tensor of one element; anything else as it is."""
-    is_wrapped = isinstance(value, np.generic) or isinstance(value, Tensor) and value.numel() == 1
+    is_wrapped = isinstance(value, np.generic) or isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta
     return value.item() if is_wrapped else value
 
 
