@@ -29,8 +29,8 @@ class SELayer(nn.Module):
 class Bottleneck(TwoBranchBottleneck):
     """relu(se(bn3(branch_sum(x))) + shortcut(x)), shortcut = BN(conv 1x1) where the shape changes, else x.
 
-    Width = planes * cardinality * base_width / 64 (Xie et al., table 1). `elastic` asks for two scales, and gets them
-    where the paper has them: at stride 1 and not in the last stage.
+    Width = planes * base_width / 64, rounded, in each of `cardinality` groups (Xie et al., table 1). `elastic` asks for
+    two scales, and gets them where the paper has them: at stride 1 and not in the last stage.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class Bottleneck(TwoBranchBottleneck):
         dilation: int = 1,
         *,
         cardinality: int = 32,
-        base_width: int = 4,
+        base_width: float = 4,
         se: bool = False,
         elastic: bool = False,
     ):
         out_planes = planes * EXPANSION
         super().__init__(
             in_planes,
-            planes * cardinality * base_width // 64,
+            round(planes * base_width / 64) * cardinality,
             out_planes,
             cardinality,
             stride,
@@ -129,7 +129,7 @@ class ResNeXt(Trunk):
         num_classes: int = 1000,
         *,
         cardinality: int = 32,
-        base_width: int = 4,
+        base_width: float = 4,
         se: bool = False,
         elastic: bool = False,
     ):

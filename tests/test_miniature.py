@@ -1,23 +1,30 @@
-"""The miniature comparison: pictures whose size is known, errors by size, the pair of nets, its runs and its report."""
+"""The miniature comparison: pictures whose size is known, errors by size, nets, runs, differences, scale policies."""
 
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from data import scenes
 from data.scenes import CLASS_NAMES
-from tests.conftest import Script, TinyNet
+from tests.conftest import Script
 from tests.pictures import write_fashion
+from tests.reference import load_weights
 from tests.runs import epochs
 from tools.miniature import __main__ as miniature
 from tools.miniature import data as scaled_objects
-from tools.miniature.__main__ import Recipe
+from tools.miniature import policy, report, study
 from tools.miniature.data import FACTORS, SHAPE_SIZES, THIRDS, jitter, jittered_photos, shapes, third_of
-from tools.miniature.report import ScaleError, cell, draw, spread, table
+from tools.miniature.jobs import side_by_side
+from tools.miniature.study import Recipe, ScaleError
+from utils.device import Compute
+from utils.errors import UserError
+from utils.loader import DeviceLoader, EvalBatchSampler
 
 WHITE = np.full((28, 28), 255, np.uint8)
 # One pass over 32 shapes, two over 16 photos.
@@ -96,60 +103,85 @@ def test_errors_by_size_add_up():
     assert resumed.compute() == found
 
 
-def test_the_nets_cost_the_same_and_differ_as_in_the_paper_and_all_updates_are_done():
+def test_the_nets_differ_as_in_the_paper_and_in_nothing_else_and_all_updates_are_done():
     """(3, 4, 6, 3) becomes (6, 8, 5, 3): the first two doubled, one fewer in the third, the last as it is."""
-    first, second, third, fourth = miniature.DEPTHS['base']
-    assert miniature.DEPTHS['elastic'] == (2 * first, 2 * second, third - 1, fourth)
-    assert not any(block.elastic for block in miniature.build('base', 8).blocks())
-    elastic = [block.elastic for block in miniature.build('elastic', 8).blocks()]
-    assert elastic == [True, True, False, True, True, True, False, True, False]
-    costs = miniature.costs(8)
-    assert [round(parameters / 1e6, 2) for parameters, _ in costs.values()] == [4.59, 4.47]
-    assert 0.96 < costs['elastic'][1] / costs['base'][1] < 1.01
-    for pictures in miniature.RECIPE.train:  # fill whole epochs
-        assert pictures % miniature.RECIPE.batch_size == 0
-        assert miniature.RECIPE.epochs(pictures) * pictures == miniature.RECIPE.updates * miniature.RECIPE.batch_size
+    base, elastic, deep, narrow = study.NETS.values()
+    first, second, third, fourth = base['depths']
+    assert elastic['depths'] == deep['depths'] == narrow['depths'] == (2 * first, 2 * second, third - 1, fourth)
+    scales = {net: [block.elastic for block in study.build(net, 8).blocks()] for net in study.NETS}
+    assert scales.pop('elastic') == [True, True, False, True, True, True, False, True, False]
+    assert not any(map(any, scales.values()))
+    costs = study.costs(8)
+    parameters, macs = ([cost[place] for cost in costs.values()] for place in (0, 1))
+    assert [round(number / 1e6, 2) for number in parameters] == [4.59, 4.47, 4.47, 4.15]
+    assert parameters[1] == parameters[2] and macs[2] > 1.1 * macs[1]
+    for equal in macs[1], macs[3]:
+        assert equal == pytest.approx(macs[0], rel=0.01)
+    assert macs[3] == pytest.approx(macs[1], rel=0.01)
+    for pictures in study.RECIPE.train:  # fill whole epochs
+        assert pictures % study.RECIPE.batch_size == 0
+        assert study.RECIPE.epochs(pictures) * pictures == study.RECIPE.updates * study.RECIPE.batch_size
 
 
 @pytest.fixture
 def quick(monkeypatch, fashion, tmp_path):
-    """The tool with a handful of updates of a tiny net; it draws in this process."""
-    monkeypatch.setattr(miniature, 'build', lambda net, num_classes: TinyNet(num_classes))
-    monkeypatch.setattr(miniature, 'available_cores', lambda: 1)
+    """The tool with a handful of updates, in this process."""
+    monkeypatch.setattr(study, 'available_cores', lambda: 1)
     monkeypatch.setattr(miniature, 'RECIPE', QUICK)
     monkeypatch.setattr('utils.logger.draw_curves', lambda *_: None)  # which takes longer than the runs
-    return Script(miniature, '--device', f'cpu --output {tmp_path}/out --source {fashion} --seeds 3')
+    return Script(miniature, '--device', f'cpu --jobs 1 --output {tmp_path}/out --source {fashion} --seeds 3')
 
 
 def test_runs_are_noted_and_not_repeated_and_go_on_where_they_were_cut_off(quick, tmp_path, capsys, monkeypatch):
     quick()
     printed, out = capsys.readouterr().out, tmp_path / 'out'
-    assert not list(out.rglob('*.pth.tar'))
+    folders = [out / f'{data}_{net}_3' for data in study.CLASSES for net in study.NETS]
+    assert {path.parent for path in out.rglob('*.pth.tar')} == {folders[1], folders[5]}  # to look at
     assert (out / 'miniature.md').read_text() == printed
-    noted = json.loads((out / 'miniature.json').read_text())
-    assert noted['recipe']['updates'] == QUICK.updates
-    folders = [out / name for name in ('shapes_base_3', 'shapes_elastic_3', 'photos_base_3', 'photos_elastic_3')]
+    noted, looks = (json.loads((out / f'miniature{name}.json').read_text()) for name in ('', '_policy'))
+    assert noted['recipe']['updates'] == looks['recipe']['updates'] == QUICK.updates
     assert noted['results'] == [json.loads((folder / 'result.json').read_text()) for folder in folders]
-    assert [sum(result['pictures'].values()) for result in noted['results']] == [16, 16, 20, 20]
-    assert [len(epochs(folder)) for folder in folders] == [2, 2, 3, 3]  # with the line that begins a run
+    assert [sum(result['pictures'].values()) for result in noted['results']] == [16] * 4 + [20] * 4
+    assert [len(epochs(folder)) for folder in folders] == [2] * 4 + [3] * 4  # with the line that begins a run
+    for look, result in zip(looks['looks'], noted['results'][1::4], strict=True):
+        assert {name: result[name] for name in look['error']} == pytest.approx(look['error'])
     with monkeypatch.context() as patch:
-        patch.setattr(miniature, 'Trainer', None)
+        patch.setattr(study, 'Trainer', None)
+        patch.setattr(policy, 'build', None)
         quick()
     assert capsys.readouterr().out == printed
     shutil.rmtree(folders[0])
     with monkeypatch.context() as patch, pytest.raises(TypeError):  # trained anew, but cut off at the test
-        patch.setattr(miniature, 'evaluate', None)
+        patch.setattr(study, 'evaluate', None)
         quick()
-    assert [path.parent for path in out.rglob('*.pth.tar')] == folders[:1]
     quick('--source', tmp_path / 'nowhere')
     told = capsys.readouterr()
     assert f'no folder {tmp_path}/nowhere: Fashion-MNIST is left out' in told.err
-    assert [row[:18] for row in told.out.splitlines()[2:]] == ['| shapes | base | ', '| shapes | elastic']
+    assert {row.split()[1] for row in told.out.splitlines() if row.startswith('| ')} == {'data', '---', 'shapes'}
     assert sum('epoch' in record for record in epochs(folders[0])) == 1  # it was not trained again
     again = json.loads((folders[0] / 'result.json').read_text())
     assert again | {'seconds': 0} == noted['results'][0] | {'seconds': 0}
     monkeypatch.setattr(miniature, 'RECIPE', replace(QUICK, lr=0.1))
     assert 'another recipe' in quick.error(capsys)
+
+
+def note(path):
+    path.write_text(json.dumps({'number': len(path.name)}))
+
+
+def fail(path):
+    raise UserError(f'no {path}')
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_tasks_side_by_side_are_done_once_and_one_that_fails_is_named(tmp_path, capfd, count):
+    paths = [tmp_path / name for name in ('x', 'xx', 'xxx')]
+    paths[1].write_text('{"number": 7}')  # which is not done again
+    found = side_by_side({path: partial(note, path) for path in paths}, count)
+    assert [result['number'] for result in found] == [1, 7, 3]
+    with pytest.raises(UserError, match='no .*d' if count == 1 else 'd was not made: its process ended with status 1'):
+        side_by_side({tmp_path / 'd': partial(fail, tmp_path / 'd')}, count)
+    assert ('error: no' in capfd.readouterr().err) == (count == 2)
 
 
 def test_wrong_seeds_and_a_table_that_cannot_be_written(quick, tmp_path, capsys):
@@ -159,25 +191,97 @@ def test_wrong_seeds_and_a_table_that_cannot_be_written(quick, tmp_path, capsys)
     assert quick.error(capsys) == f'error: cannot write {tmp_path}/out/miniature.md: it is a folder'
 
 
+ERRORS = {'base': [30, 32, 37], 'elastic': [29, 29, 29], 'deep': [30, 30, 30], 'deep-equal-cost': [28, 30, 32]}
 THREE = [  # the thirds' errors are 10 below, 0 and 10 above that of all
     {'data': 'shapes', 'net': net, 'seed': seed, 'err1': all_, 'small': all_ - 10, 'medium': all_, 'large': all_ + 10}
-    for net, errors in (('base', [30, 32, 37]), ('elastic', [29, 29, 29]))
+    for net, errors in ERRORS.items()
     for seed, all_ in enumerate(errors)
 ]
-COSTS = {'shapes': {'base': (4_590_000, 47_000_000), 'elastic': (4_470_000, 46_900_000)}}
+COSTS = {'shapes': dict.fromkeys(ERRORS, (4_590_000, 47_000_000))}
 
 
-def test_table_and_plot_of_given_results():
-    """(30, 32, 37): mean 33, squares of the differences 9 + 1 + 16, over 2: 13."""
-    assert spread([30, 32, 37]) == (33, pytest.approx(13**0.5))
-    assert (cell([30, 32, 37]), cell([30]), cell([])) == ('33.00 ± 3.61', '30.00', '')
-    header, _, *rows = table(THREE, COSTS).splitlines()
-    assert header.endswith(' | error, all (%) | error, small (%) | error, medium (%) | error, large (%) |')
-    assert rows == [
+def test_intervals_are_those_of_students_t():
+    """(30, 32, 37): mean 33, squares of the differences 9 + 1 + 16, over 2: 13; t of 2 degrees, 97.5 %: 4.302653."""
+    reach = 4.302653 * (13 / 3) ** 0.5
+    assert report.interval([30, 32, 37]) == pytest.approx((33 - reach, 33 + reach))
+    values = [1.2, -0.4, 0.9, 2.2, 0.1]
+    assert report.interval(values) == pytest.approx(tuple(stats.ttest_1samp(values, 0).confidence_interval(0.95)))
+    assert all(map(np.isnan, report.interval([30])))
+    assert (report.spread([30, 32, 37]), report.spread([30]), report.spread([])) == ('33.00 ± 3.61', '30.00', '')
+    assert report.paired(values) == '+0.80 (-0.45 to +2.05), 1 -, 4 +'
+    assert (report.paired([-0.5]), report.paired([])) == ('-0.50', '')
+
+
+def test_tables_and_plot_of_given_results():
+    shuffled = THREE[::-1]  # differences are of one seed, whatever the order
+    errors, differences, claims = (part.splitlines() for part in report.tables(THREE, COSTS).split('\n\n'))
+    assert report.tables(shuffled[9:] + shuffled[6:9] + shuffled[3:6] + shuffled[:3], COSTS).split('\n\n')[1] == (
+        '\n'.join(differences)
+    )
+    assert errors[0].endswith(' | error, all (%) | error, small (%) | error, medium (%) | error, large (%) |')
+    assert errors[2:4] == [
         '| shapes | base | 3 | 4.59 | 0.0470 | 33.00 ± 3.61 | 23.00 ± 3.61 | 33.00 ± 3.61 | 43.00 ± 3.61 |',
-        '| shapes | elastic | 3 | 4.47 | 0.0469 | 29.00 ± 0.00 | 19.00 ± 0.00 | 29.00 ± 0.00 | 39.00 ± 0.00 |',
+        '| shapes | elastic | 3 | 4.59 | 0.0470 | 29.00 ± 0.00 | 19.00 ± 0.00 | 29.00 ± 0.00 | 39.00 ± 0.00 |',
     ]
-    (panel,) = draw([result | {'small': None} for result in THREE]).axes  # a third without pictures is left out
-    points, _, (lines,) = panel.containers[0]
+    assert differences[2].startswith('| shapes | elastic - base | -4.00 (-12.96 to +4.96), 3 -, 0 + |')
+    assert len(differences) == 2 + 6
+    assert [row.split(' | ')[-1] for row in claims[2:]] == ['undecided |', 'undecided |', 'undecided |', 'yes |']
+    assert report.verdict([1, 1.1, 1.2]) == 'no, the contrary'
+    assert len(report.tables([result for result in THREE if result['seed'] == 0], COSTS).split('\n\n')) == 2
+    above, below = report.draw([result | {'small': None} for result in THREE]).axes  # without pictures: left out
+    points, _, (lines,) = above.containers[0]
     assert points.get_ydata().tolist() == pytest.approx([33, 33, 43])
-    assert lines.get_segments()[0][:, 1].tolist() == pytest.approx([33 - 13**0.5, 33 + 13**0.5])
+    assert lines.get_segments()[0][:, 1].tolist() == pytest.approx(report.interval([30, 32, 37]))
+    assert below.containers[0][0].get_ydata().tolist() == pytest.approx([-4, -4, -4])
+
+
+@pytest.fixture(scope='module')
+def looked(tmp_path_factory):
+    """An Elastic net, its residual branches awake, test pictures, and their loader."""
+    test = shapes(tmp_path_factory.mktemp('looked'), 0, 'val', 24, 1)
+    loader = DeviceLoader(test, EvalBatchSampler([range(24)], 10), Compute('cpu'), 0)
+    return load_weights(study.build('elastic', 8)).eval(), test, loader
+
+
+def test_to_remove_a_branch_changes_nothing_where_it_is_constant(looked):
+    net, test, loader = looked
+    conv = net.layer2[1].conv3_d
+    kept = conv.weight.clone()
+    conv.weight.data.zero_()  # what the branch contributes is zero for every picture
+    found = policy.look(net, test, loader)
+    rises = found['rise']['layer2.1']
+    assert rises['half'] == dict.fromkeys(THIRDS, 0.0)
+    conv.weight.data.copy_(kept)
+    images = next(iter(loader))[0]
+    with torch.no_grad():
+        before, mean = net(images), policy.mean_contributions(net, loader)['layer2.1.conv3_d']
+        with policy.replaced(conv, mean):
+            assert not torch.allclose(net(images), before)  # other than where it varies
+        assert torch.equal(net(images), before)
+        outputs = []
+        handle = conv.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        for batch, _ in loader:
+            net(batch)
+        handle.remove()
+    torch.testing.assert_close(mean.float(), torch.cat(outputs).mean(0), atol=1e-5, rtol=1e-4)
+
+
+def test_policies_over_the_size(looked, monkeypatch):
+    net, test, loader = looked
+    shares = torch.from_numpy(np.log(test.sizes))[:, None].expand(-1, 6) / 10  # grows with the size
+    real = policy.measure(net, (images for images, _ in loader), 48)
+    monkeypatch.setattr(policy, 'measure', lambda *_: real)
+    monkeypatch.setattr(real, 'shares', shares)
+    found = policy.look(net, test, loader)
+    assert [block['correlation'] for block in found['blocks']] == pytest.approx([1] * 6)
+    names = [block['name'] for block in found['blocks']]
+    assert names == [f'layer{place}' for place in ('1.0', '1.1', '2.1', '2.2', '2.3', '3.1')]
+    for block in found['blocks']:
+        assert block['mean_share'] == pytest.approx(shares[:, 0].mean().item())
+        assert block['share'][0] == pytest.approx(np.log(sorted(test.sizes)[:3]).mean() / 10)
+    looks = [{'data': 'shapes', 'seed': seed, **found} for seed in range(3)]
+    first, second = (part.splitlines() for part in policy.tables(looks).split('\n\n'))
+    assert first[2].startswith('| shapes | layer1.0 | XL or L | ') and '+1.00 (+1.00 to +1.00), 0 -, 3 +' in first[2]
+    assert len(first) == 2 + 6 and len(second) == 2 + 12
+    left, right = policy.draw(looks).axes
+    assert len(left.lines) == 6 and len(right.containers) == 6

@@ -1,119 +1,152 @@
-"""Results of nets over several seeds: mean and spread as a table and as a plot."""
+"""What runs of nets over several seeds say: errors, paired differences, and which claims these bear out."""
 
 from collections.abc import Mapping
+from itertools import combinations
 from statistics import mean, stdev
 from typing import Any
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
+from scipy import stats
 
 from tools import markdown
-from tools.miniature.data import THIRDS
-from utils.metrics import TopKError
-
-
-class ScaleError(TopKError):
-    """Loss, and top-1 error in %, overall (`err1`) and of each third of the sizes; counted in one process."""
-
-    def __init__(self, device: torch.device):
-        super().__init__(device)
-        del self.averages['err5']
-        self.wrong, self.seen = torch.zeros(2, len(THIRDS), dtype=torch.int64, device=device)
-
-    def update(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Count a batch: its mean loss (), outputs N x C, labels and thirds N x 2."""
-        labels, thirds = targets.T
-        wrong = outputs.argmax(1) != labels
-        self.averages['loss'].update(loss, len(wrong))
-        self.averages['err1'].add(100 * wrong.sum(), len(wrong))
-        self.seen += thirds.bincount(minlength=len(THIRDS))
-        self.wrong += thirds[wrong].bincount(minlength=len(THIRDS))
-
-    def progress(self) -> str:
-        """Last value and average so far."""
-        loss, err1 = self.averages.values()
-        return f'Loss {loss.value:.4f} ({loss.average:.4f})\tErr@1 {err1.value:.3f} ({err1.average:.3f})'
-
-    def compute(self) -> dict[str, Any]:
-        """loss, err1, the error of each third (None of an empty one), and how many pictures each third has."""
-        counts = zip(THIRDS, self.wrong.tolist(), self.seen.tolist(), strict=True)
-        thirds = {name: 100 * wrong / seen if seen else None for name, wrong, seen in counts}
-        return {**super().compute(), **thirds, 'pictures': dict(zip(THIRDS, self.seen.tolist(), strict=True))}
-
-    def summary(self, results: dict[str, Any]) -> str:
-        """The line that ends an evaluation."""
-        return f' * Err@1 {results["err1"]:.3f}'
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), 'wrong': self.wrong.tolist(), 'seen': self.seen.tolist()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.wrong.copy_(torch.tensor(state['wrong']))
-        self.seen.copy_(torch.tensor(state['seen']))
-
 
 MEASURES = {'err1': 'all', 'small': 'small', 'medium': 'medium', 'large': 'large'}
+CONFIDENCE = 0.95
+# Of which two nets the first has the lower error, if the claim holds.
+CLAIMS = {
+    'Elastic beats the base net at equal cost': ('elastic', 'base'),
+    'Depth alone beats it too, at equal cost': ('deep-equal-cost', 'base'),
+    'Scales beat depth alone, at equal cost': ('elastic', 'deep-equal-cost'),
+    'Scales beat depth alone, of the same parameters': ('elastic', 'deep'),
+}
 Results = list[dict[str, Any]]  # of each run data, net, seed and every measure, in %
+Values = dict[str, list[float]]  # of each measure those of all seeds, in their order
 
 
-def spread(values: list[float]) -> tuple[float, float]:
-    """Mean and standard deviation (of the sample, n - 1) of a measure over seeds; that of one seed is nan."""
-    return mean(values), stdev(values) if len(values) > 1 else float('nan')
-
-
-def by_net(results: Results) -> dict[str, dict[str, dict[str, list[float]]]]:
+def by_net(results: Results) -> dict[str, dict[str, Values]]:
     """Of each data set and net every measure of all seeds; of a third without pictures, none."""
     found = {}
-    for result in results:
+    for result in sorted(results, key=lambda result: result['seed']):
         nets = found.setdefault(result['data'], {})
         for measure, values in nets.setdefault(result['net'], {name: [] for name in MEASURES}).items():
             values += [] if result[measure] is None else [result[measure]]
     return found
 
 
-def table(results: Results, costs: Mapping[str, Mapping[str, tuple[int, int]]]) -> str:
-    """A row per data set and net in markdown; `costs` says their parameters and multiply-accumulates."""
+def interval(values: list[float]) -> tuple[float, float]:
+    """The ends of the interval that holds the mean with CONFIDENCE, by Student's t; nan of fewer than two values."""
+    if len(values) < 2:
+        return float('nan'), float('nan')
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return mean(values) - reach, mean(values) + reach
+
+
+def difference(values: list[float], others: list[float]) -> list[float]:
+    """Seed by seed, how much larger the values are than the others."""
+    return [value - other for value, other in zip(values, others, strict=True)]
+
+
+def tables(results: Results, costs: Mapping[str, Mapping[str, tuple[int, int]]]) -> str:
+    """Errors, paired differences and claims, in markdown.
+
+    `costs` are parameters and multiply-accumulates by data set and net.
+    """
+    sets = by_net(results)
+    parts = [errors_table(sets, costs), differences_table(sets), claims_table(sets)]
+    return '\n\n'.join(part for part in parts if part)
+
+
+def errors_table(sets: dict[str, dict[str, Values]], costs: Mapping[str, Mapping[str, tuple[int, int]]]) -> str:
+    """A row per data set and net: mean and standard deviation over seeds."""
     header = ['data', 'net', 'seeds', 'parameters (M)', 'GMACs', *(f'error, {x} (%)' for x in MEASURES.values())]
     rows = []
-    for data, nets in by_net(results).items():
+    for data, nets in sets.items():
         for net, measures in nets.items():
             parameters, macs = costs[data][net]
             cost = [f'{parameters / 1e6:.2f}', f'{macs / 1e9:.4f}']
-            rows.append([data, net, len(measures['err1']), *cost, *map(cell, measures.values())])
+            rows.append([data, net, len(measures['err1']), *cost, *map(spread, measures.values())])
     return markdown.table(header, 'llrrrrrrr', rows)
 
 
-def cell(values: list[float]) -> str:
-    """Mean and standard deviation; of one seed the mean alone."""
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation (of the sample, n - 1); of one seed the mean alone."""
     if not values:
         return ''
-    middle, deviation = spread(values)
-    return f'{middle:.2f} ± {deviation:.2f}' if len(values) > 1 else f'{middle:.2f}'
+    return f'{mean(values):.2f}' + (f' ± {stdev(values):.2f}' if len(values) > 1 else '')
+
+
+def differences_table(sets: dict[str, dict[str, Values]]) -> str:
+    """A row per data set and pair of nets: the mean difference, its interval, and how many seeds have either sign."""
+    header = ['data', 'nets', *(f'difference, {x} (points)' for x in MEASURES.values())]
+    rows = []
+    for data, nets in sets.items():
+        for other, net in combinations(nets, 2):
+            found = [difference(nets[net][measure], nets[other][measure]) for measure in MEASURES]
+            rows.append([data, f'{net} - {other}', *map(paired, found)])
+    return markdown.table(header, 'llrrrr', rows)
+
+
+def paired(differences: list[float]) -> str:
+    """For instance `-1.20 (-2.00 to -0.40), 5 -, 0 +`; of one seed the difference alone."""
+    if not differences:
+        return ''
+    if len(differences) == 1:
+        return f'{differences[0]:+.2f}'
+    low, high = interval(differences)
+    below, above = sum(value < 0 for value in differences), sum(value > 0 for value in differences)
+    return f'{mean(differences):+.2f} ({low:+.2f} to {high:+.2f}), {below} -, {above} +'
+
+
+def claims_table(sets: dict[str, dict[str, Values]]) -> str:
+    """What the differences of all objects say of each claim, by data set; empty of one seed, which says nothing."""
+    rows = []
+    for claim, (net, other) in CLAIMS.items():
+        found = [difference(nets[net]['err1'], nets[other]['err1']) for nets in sets.values()]
+        if any(len(values) < 2 for values in found):
+            return ''
+        rows.append([claim, f'{net} - {other}', *map(verdict, found)])
+    return markdown.table(['claim', 'difference', *sets], 'l' * (2 + len(sets)), rows)
+
+
+def verdict(differences: list[float]) -> str:
+    """Whether errors are lower, as claimed: the interval says yes, no, or neither."""
+    low, high = interval(differences)
+    return 'yes' if high < 0 else 'no, the contrary' if low > 0 else 'undecided'
 
 
 def draw(results: Results) -> Figure:
-    """A panel per data set: mean and standard deviation of each net overall and by size, a dot for each seed."""
+    """A column per data set: the nets' errors overall and by size, and below how far Elastic's are from the others'."""
     sets = by_net(results)
-    figure = Figure(figsize=(4.5 * len(sets), 3.8), layout='constrained')
-    panels = figure.subplots(1, len(sets), squeeze=False)[0]
-    for panel, (data, nets) in zip(panels, sets.items(), strict=True):
-        draw_panel(panel, data, nets)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, frameon=False)
+    figure = Figure(figsize=(5 * len(sets), 6.8), layout='constrained')
+    panels = figure.subplots(2, len(sets), squeeze=False)
+    for (above, below), (data, nets) in zip(panels.T, sets.items(), strict=True):
+        draw_panel(above, nets)
+        above.set(title=data, ylabel='error (%)', ylim=(0, None))
+        own = nets['elastic']
+        others = {
+            net: {measure: difference(own[measure], values[measure]) for measure in MEASURES}
+            for net, values in nets.items()
+            if net != 'elastic'
+        }
+        draw_panel(below, others, colors=[place for place, net in enumerate(nets) if net != 'elastic'])
+        below.axhline(0, color='grey', lw=0.8)
+        below.set(ylabel='Elastic minus the net (points)', xlabel='objects')
+    key = panels[0, 0].get_legend_handles_labels()
+    figure.legend(*key, loc='outside lower center', ncols=len(CLAIMS), frameon=False)
     return figure
 
 
-def draw_panel(panel: Axes, data: str, nets: dict[str, dict[str, list[float]]]) -> None:
-    """The nets beside each other at every measure."""
+def draw_panel(panel: Axes, nets: dict[str, Values], colors: list[int] | None = None) -> None:
+    """The nets beside each other at every measure: a dot for each seed, the mean and its interval."""
     for number, (net, measures) in enumerate(nets.items()):
-        offset = 0.24 * (number - (len(nets) - 1) / 2)
+        offset = 0.2 * (number - (len(nets) - 1) / 2)
+        color = f'C{colors[number] if colors else number}'
+        for place, values in enumerate(measures.values()):
+            panel.plot([place + offset + 0.06] * len(values), values, '.', ms=3, color=color, alpha=0.6)
         found = {place + offset: values for place, values in enumerate(measures.values()) if values}
-        middles, deviations = zip(*map(spread, found.values()), strict=True)
-        panel.errorbar(list(found), middles, deviations, fmt='o', capsize=4, color=f'C{number}', label=net)
-        for place, values in found.items():
-            panel.plot([place + 0.07] * len(values), values, '.', ms=3, color=f'C{number}', alpha=0.6)
+        middles = [mean(values) for values in found.values()]
+        reach = [(interval(values)[1] - middle) for middle, values in zip(middles, found.values(), strict=True)]
+        panel.errorbar(list(found), middles, reach, fmt='o', ms=4, capsize=3, color=color, label=net)
     panel.set_xticks(range(len(MEASURES)), MEASURES.values())
-    panel.set(title=data, xlabel='objects', ylabel='error (%)', ylim=(0, None))
     panel.grid(alpha=0.3, axis='y')
