@@ -1,7 +1,7 @@
 """Nets at work, tested or trained: images per second, peak memory, and the share of what a matrix product reaches.
 
 Each way to run a net has a process of its own, since memory is managed for a whole process (utils/device.py), and is
-measured in rounds: a step on a CPU; on a GPU 20 steps, or those of a second, and its net is there only meanwhile.
+measured in rounds: a step on a CPU; on a GPU 20 steps, or those of a second, whose memory is freed for the next way.
 """
 
 import statistics
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchvision import models as torchvision_models
-from torchvision.models import segmentation
 
 import models
 from models.cost import count_macs
@@ -28,31 +27,14 @@ from utils.trainer import Evaluator, TrainingStep
 
 MATRIX_SIDE = 2048  # on a CPU; a GPU needs a larger product to be busy
 ROUND = 20, 1.0  # on a GPU: steps, or seconds if they come first
-LAYOUTS = 'channels-last', 'contiguous'
 Build = Callable[[], nn.Module]
-
-
-class DeepLabV3(nn.Module):
-    """torchvision's with fresh weights and without its auxiliary head, returning the map alone."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = segmentation.deeplabv3_resnet50(weights_backbone=None, aux_loss=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """N x 3 x H x W -> N x classes x H x W."""
-        return self.net(x)['out']
-
 
 NETS: dict[str, Build] = {
     **models.classifiers,
     **{f'{name}/segmenter': build for name, build in models.segmenters.items()},
 }
 RIVALS: dict[str, Build] = {
-    'resnext50_32x4d': torchvision_models.resnext50_32x4d,
-    'resnext101_32x8d': torchvision_models.resnext101_32x8d,
-    'densenet201': torchvision_models.densenet201,
-    'deeplabv3_resnet50': DeepLabV3,
+    name: getattr(torchvision_models, name) for name in ('resnext50_32x4d', 'resnext101_32x8d', 'densenet201')
 }
 
 
@@ -78,7 +60,6 @@ class Way:
     net: str
     build: Build
     amp: str = 'off'
-    layout: str = 'channels-last'
     compiled: bool = False
     reference: bool = False
     ours: bool = True
@@ -86,25 +67,23 @@ class Way:
     def __str__(self) -> str:
         """The net, and in what this way differs from the default one."""
         kind = 'reference' if self.reference else self.amp
-        others = [self.layout] * (self.layout != LAYOUTS[0] and not self.reference) + ['compiled'] * self.compiled
-        return ', '.join([self.net if self.ours else f"torchvision's {self.net}", kind, *others])
+        return ', '.join([self.net if self.ours else f"torchvision's {self.net}", kind, *['compiled'] * self.compiled])
 
     def compute(self, device: str, all_gpus: bool = False) -> Compute:
         """Where and how it runs."""
-        is_last = self.layout == LAYOUTS[0]
-        return Compute(device, self.amp, channels_last=is_last, compile=self.compiled, all_gpus=all_gpus)
+        return Compute(device, self.amp, channels_last=not self.reference, compile=self.compiled, all_gpus=all_gpus)
 
 
-def ways_of(nets: list[str], rivals: list[str], amps: list[str], layouts: list[str], compiled: bool) -> list[Way]:
+def ways_of(nets: list[str], rivals: list[str], amps: list[str], compiled: bool) -> list[Way]:
     """The reference's way and ours for each net; torchvision's nets; each also compiled where asked."""
-    kinds = list(product(amps, layouts, (False, True)[: 1 + compiled]))
+    kinds = list(product(amps, (False, True)[: 1 + compiled]))
     ours = [way for net in nets for way in (reference_way(net), *(Way(net, NETS[net], *kind) for kind in kinds))]
     return ours + [Way(net, RIVALS[net], *kind, ours=False) for net in rivals for kind in kinds]
 
 
 def reference_way(net: str) -> Way:
     """How the reference runs a net."""
-    return Way(net, NETS[net], layout=LAYOUTS[1], reference=True)
+    return Way(net, NETS[net], reference=True)
 
 
 def measure(ways: list[Way], work: Work, rounds: int) -> list[dict[str, Any]]:
@@ -114,7 +93,7 @@ def measure(ways: list[Way], work: Work, rounds: int) -> list[dict[str, Any]]:
     with ExitStack() as stack:
         own = {way: stack.enter_context(Apart(str(way), turn_of, device, way, work)) for way in ways}
         turns = {str(way): turn for way, turn in own.items()} | {name: turn for name, (turn, _) in products.items()}
-        seconds = interleaved(turns, rounds, warm_up=2, clock=None)
+        seconds = interleaved(turns, rounds, warm_up=2)
         peaks = {way: turn.peak() for way, turn in own.items()}
     reached = {name: rates(operations, seconds[name])['median'] for name, (_, operations) in products.items()}
     rows = [row(way, peak, seconds, reached, work) for way, peak in peaks.items()]
@@ -143,12 +122,17 @@ def turn_of(way: Way, work: Work) -> Step:
     if way.ours and not way.reference:
         keep_freed_memory(pick_device(work.device))
     training_step = training_step_of(way, work)
-    step, nets = step_of(training_step, way, work)
-    device, optimizer = training_step.compute.device, training_step.optimizer
-    if device.type != 'cuda':
+    step = step_of(training_step, way, work)
+    if training_step.compute.device.type != 'cuda':
         return lambda: round_of(step)
-    move(nets, optimizer, 'cpu')
-    return lambda: round_in_turn(step, nets, optimizer, device)
+
+    def turn() -> float:
+        step().item()  # allocates anew what the other ways had meanwhile
+        seconds = round_of(step, *ROUND)
+        torch.cuda.empty_cache()
+        return seconds
+
+    return turn
 
 
 def training_step_of(way: Way, work: Work) -> TrainingStep:
@@ -167,10 +151,10 @@ def loss_of_first_class(outputs: Tensor, _: Any = None) -> Tensor:
     return cross_entropy(outputs, torch.zeros_like(outputs[:, 0], dtype=torch.int64))
 
 
-def step_of(training_step: TrainingStep, way: Way, work: Work) -> tuple[Callable[[], Tensor], list[nn.Module]]:
-    """A step, which returns a number of the device, and the nets that it needs there.
+def step_of(training_step: TrainingStep, way: Way, work: Work) -> Callable[[], Tensor]:
+    """A step, which returns a number of the device.
 
-    A step trains, or tests a batch: as our scripts do it or, of other nets, calling them as they are.
+    It trains, or tests a batch: as our scripts do it or, of other nets, calling them as they are.
     """
     model, compute = training_step.model, training_step.compute
     images = compute.images(torch.randn(work.batch_size, 3, work.image_size, work.image_size))
@@ -186,14 +170,13 @@ def step_of(training_step: TrainingStep, way: Way, work: Work) -> tuple[Callable
 
     if work.train:
         train_with_frozen_bn(model)
-        return train, [model]
+        return train
     if way.ours and not way.reference:
-        tester = Evaluator(model, compute)
-        runner = tester.load()
-        return test, [model, tester.net]
-    runner = compute.runner(compute.place_for_test(model.eval()), train=False)
-    images = images.to(compute.dtype)
-    return test, [model]
+        runner = Evaluator(model, compute).load()
+    else:
+        runner = compute.runner(compute.place_for_test(model.eval()), train=False)
+        images = images.to(compute.dtype)
+    return test
 
 
 def training_peak(arch: str, recomputed: bool, amp: str, work: Work) -> int:
@@ -209,20 +192,8 @@ def segmenter_step(arch: str, recomputed: bool, amp: str, work: Work) -> Step:
     """A training step of a segmenter, whose activations are kept or recomputed."""
     build = partial(models.build_segmenter, arch, checkpoint_activations=recomputed)
     way = Way(f'{arch}/segmenter', build, amp)
-    step, _ = step_of(training_step_of(way, work), way, work)
+    step = step_of(training_step_of(way, work), way, work)
     return lambda: step().item()
-
-
-def round_in_turn(
-    step: Callable[[], Tensor], nets: list[nn.Module], optimizer: torch.optim.Optimizer, device: torch.device
-) -> float:
-    """On a GPU, where the nets of all ways would not fit together: come, do a round and go."""
-    move(nets, optimizer, device)
-    step().item()  # allocates what the others will find
-    seconds = round_of(step, *ROUND)
-    move(nets, optimizer, 'cpu')
-    torch.cuda.empty_cache()
-    return seconds
 
 
 def round_of(
@@ -235,17 +206,6 @@ def round_of(
         done += 1
     result.item()
     return (clock() - start) / done
-
-
-def move(nets: list[nn.Module], optimizer: torch.optim.Optimizer, device: str | torch.device) -> None:
-    """Take the net, as it is trained and tested, and what its optimizer remembers to a device.
-
-    Parameters stay the same objects with other data, so that nothing is compiled anew for them.
-    """
-    for net in nets:
-        net.to(device)
-    for state in optimizer.state.values():
-        state.update({name: value.to(device) for name, value in state.items() if isinstance(value, Tensor)})
 
 
 def matrix_product(device: str, amp: str) -> tuple[Step, float]:
