@@ -1,104 +1,15 @@
-"""The scripts train as the reference's did: its own loops, recorded in float64 (tests/golden/golden_training.json.gz).
-
-The scripts run as a user calls them, with nothing put in their place but the data, the initial weights, the double
-precision and the files that would be written. What is compared how, the recording's `about` says.
-"""
+"""The scripts train as the reference's did, whose own loops are recorded in tests/golden/golden_training.json.gz."""
 
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import classify
-import docker_classify
-import models
-import multilabel_classify
-import segment
-from tests.conftest import Script
-from tests.reference import assert_equal
-from tools.check_gpu.golden import (
-    TOLERANCE,
-    load,
-    load_weights,
-    normalized,
-    samples,
-    trajectory_errors,
-    update_of,
-)
-from utils import checkpoint, trainer
-from utils.device import DTYPES
-from utils.loader import DeviceLoader
-from utils.logger import Log
-from utils.trainer import TrainingStep
+from tests.reference import assert_equal, load
+from tools.check_gpu.trainings import training_again
 
 CASES = load('golden_training')['cases']
 QUICK = 'classify/dla60x/g1', 'docker_classify/resnext50_elastic', 'multilabel/dla60x', 'segment/resnext50_elastic'
-SCRIPTS = {script.__name__: script for script in (classify, docker_classify, multilabel_classify, segment)}
-
-
-def put_in_place(patch: pytest.MonkeyPatch, case: dict) -> None:
-    """The recording's data, weights and precision for the scripts' own; neither checkpoints of 400 MB nor curves."""
-    train, *val = samples(case)
-    patch.setattr(classify, 'open_train_and_val', lambda *_: (train, *val))
-    patch.setattr(multilabel_classify, 'open_part', lambda folder, part, *_: train if part == 'train' else val[0])
-    patch.setattr(segment, 'open_voc', lambda *_: train)
-    nets = models.segmenters if case['script'] == 'segment' else models.classifiers
-    build = nets[case['arch']]
-    patch.setitem(nets, case['arch'], lambda *args, **kwargs: load_weights(build(*args, **kwargs).double()))
-    patch.setitem(DTYPES, 'off', torch.float64)
-    patch.setattr(torch.Tensor, 'float', torch.Tensor.double)
-    patch.setattr(DeviceLoader, 'normalize', lambda _, images: normalized(images))
-    patch.setattr(checkpoint, 'write', lambda *_: None)
-    patch.setattr(Log, 'draw', lambda _: None)
-
-
-class Watch:
-    """What a script did: losses, updates, tests; and the training_step that it did it with."""
-
-    def __init__(self, patch: pytest.MonkeyPatch):
-        self.losses, self.updates, self.tests, self.training_step = [], [], [], None
-        backward, evaluate = TrainingStep.backward, trainer.evaluate
-
-        def noted_backward(training_step, loss):
-            self.training_step = training_step
-            self.losses.append(loss.item())
-            backward(training_step, loss)
-
-        def noted_evaluate(*args):
-            self.tests.append(evaluate(*args))
-            return self.tests[-1]
-
-        patch.setattr(TrainingStep, 'backward', noted_backward)
-        patch.setattr(trainer, 'evaluate', noted_evaluate)
-
-    def note_update(self, optimizer: torch.optim.Optimizer, *_) -> None:
-        """What the optimizer is about to do."""
-        self.updates.append(update_of(optimizer, len(self.losses)))
-
-
-@pytest.fixture
-def trained(monkeypatch, tmp_path):
-    """Trains as a recorded case did."""
-
-    def train(case: dict) -> Watch:
-        voc, watch = case['script'] == 'segment', Watch(monkeypatch)
-        put_in_place(monkeypatch, case)
-        first = '--exp=x' if voc else tmp_path
-        own = '--train' if voc else f'--image-size {case["side"]} --start-epoch {case["start_epoch"]}'
-        shared = f'-a {case["arch"]} --epochs {case["epochs"]} --workers 0 --device cpu --output {tmp_path} {own}'
-        hook = register_optimizer_step_pre_hook(watch.note_update)
-        try:
-            Script(SCRIPTS[case['script']], first, shared)(*case['arguments'])
-        finally:
-            hook.remove()
-        return watch
-
-    return train
 
 
 @pytest.mark.parametrize('name', [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CASES])
-def test_training_is_the_references(trained, name):
-    case = CASES[name]
-    watch = trained(case)
-    assert_equal(trajectory_errors(case, watch.losses, watch.updates, watch.training_step))
-    for found, recorded in zip(watch.tests if case['test'] else [], case['test'], strict=True):
-        assert {key: found[key] for key in recorded} == pytest.approx(recorded, rel=TOLERANCE)
+def test_training_is_the_references(name):
+    assert_equal(training_again(torch.device('cpu'), name))

@@ -198,9 +198,12 @@ def update_of(optimizer: torch.optim.Optimizer, losses: int) -> dict:
     }
 
 
-def trajectory_errors(case: dict, losses: list[float], updates: list[dict], training_step: TrainingStep) -> Errors:
-    """Those of losses, updates and the net at the end of a training; k times ours is the reference's."""
+def trajectory_errors(
+    case: dict, losses: list[float], updates: list[dict], tests: list[dict], training_step: TrainingStep
+) -> Errors:
+    """Those of losses, updates, tests and the net at the end of a training; k times ours is the reference's."""
     k, places = case['k'], [update['after_micro_batch'] for update in case['updates']]
+    pairs = zip(tests, case['test'], strict=True) if case['test'] else ()  # recorded of ImageNet's alone
     require([update['after_micro_batch'] for update in updates] == places, 'other updates than recorded')
 
     def error(key: str, factor: float) -> float:
@@ -212,6 +215,11 @@ def trajectory_errors(case: dict, losses: list[float], updates: list[dict], trai
         'learning rates': error('lr', 1 / k),
         'weight decays': error('weight_decay', k),
         'gradient norms': error('grad_norm', k),
+        **{
+            f'{key} of test {number}': relative(found[key], value)
+            for number, (found, recorded) in enumerate(pairs)
+            for key, value in recorded.items()
+        },
         **_final_errors(case, training_step),
     }
 

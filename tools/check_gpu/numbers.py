@@ -1,10 +1,7 @@
 """Checks of what trainings come to: the reference's outputs, gradients and trainings; and a killed one that goes on."""
 
 import io
-from argparse import Namespace
-from collections.abc import Callable
 from contextlib import redirect_stdout
-from functools import partial
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,21 +11,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import classify
-import segment
-from models.norm import freeze_bn_layers
 from tools.check_gpu import golden
 from tools.check_gpu.nets import CLASSES, compute_of, filled, gradients_of, noise_set, recomputing, training_step_of
 from tools.check_gpu.result import Result, at_most, distance
+from tools.check_gpu.trainings import training_again
 from utils import checkpoint
 from utils.checkpoint import CheckpointMeta
-from utils.loader import DeviceLoader, TrainBatchSampler
-from utils.logger import Reporter
 from utils.metrics import TopKError
-from utils.run import Files, Run, TrainState
-from utils.schedules import poly, step_decay
-from utils.segmentation import RunningLoss, segmentation_loss
-from utils.signals import SignalHandler
-from utils.trainer import Evaluator, Trainer, TrainingStep, train_epoch
+from utils.run import Files
+from utils.trainer import Evaluator, Trainer
 
 FAMILIES = (  # one net of each, and of the segmenters
     'resnext50_elastic',
@@ -80,47 +71,8 @@ def gradients(device: torch.device, net: str, dtype: torch.dtype, amp: str = 'of
 
 
 def trajectory(device: torch.device, name: str) -> Result:
-    """A training in float64 by the project's own loop: losses, updates, final weights and momentum."""
-    case, losses, updates = golden.load('golden_training')['cases'][name], [], []
-    (training_step, schedule), dataset = recorded_recipe(device, case), golden.samples(case)[0]
-    model, loss, optimizer = training_step.model, training_step.loss, training_step.optimizer
-
-    def noted_loss(*given) -> Tensor:
-        losses.append(loss(*given))
-        return losses[-1]
-
-    training_step.loss = noted_loss
-    optimizer.register_step_pre_hook(lambda *_: updates.append(golden.update_of(optimizer, len(losses))))
-    smallest = model.smallest_batch if case['script'] == 'segment' else None
-    batches = TrainBatchSampler(len(dataset), case['micro_batch'], 0, smallest)
-    loader = DeviceLoader(dataset, batches, training_step.compute, 0)
-    loader.normalize = golden.normalized
-    args, state = Namespace(output=Path(), save_steps=0), TrainState(model, optimizer, training_step.scaler)
-    run = Run(args, None, Files(LAST), state, {}, Reporter(every=1))
-    with redirect_stdout(io.StringIO()):
-        for run.epoch in range(case['start_epoch'], case['epochs']):
-            run.step = 0
-            train_epoch(training_step, schedule, loader, RunningLoss(device), run, SignalHandler())
-    losses = [loss.item() for loss in losses]
-    return at_most(golden.TOLERANCE, golden.trajectory_errors(case, losses, updates, training_step))
-
-
-def recorded_recipe(device: torch.device, case: dict) -> tuple[TrainingStep, Callable[[float], float]]:
-    """The net, as it is trained, and the schedule of a recorded training, as the scripts make them."""
-    compute = compute_of(device)
-    if case['script'] == 'segment':
-        args = segment.make_parser().parse_args(['--exp=x', '--train', *case['arguments']])
-        name = f'{case["arch"]}/seg'
-        model = compute.place(filled(name, dtype=torch.float64, **recomputing(name)))
-        if args.freeze_bn:
-            freeze_bn_layers(model)
-        optimizer = torch.optim.SGD(segment.parameter_groups(model, args.last_mult), args.base_lr, 0.9)
-        schedule = partial(poly, args.base_lr, epochs=case['epochs'])
-        return TrainingStep(model, segmentation_loss, compute, optimizer), schedule
-    args = classify.make_parser().parse_args(['DIR', *case['arguments']])
-    model, recipe = filled(case['arch'], dtype=torch.float64), {'lr': args.lr, 'weight_decay': args.weight_decay}
-    training_step = training_step_of(model, compute, cross_entropy, case['k'], **recipe)
-    return training_step, partial(step_decay, args.lr, every=args.decay_epochs)
+    """A training in float64: losses, updates, tests, final weights and momentum."""
+    return at_most(golden.TOLERANCE, training_again(device, name))
 
 
 class Killed(BaseException):
