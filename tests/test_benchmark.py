@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from models.cost import count_macs
+from models.norm import batch_norms
 from tests.conftest import Script, TinyNet, TinySegmenter
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import loaders
@@ -80,6 +81,13 @@ def test_peak_memory_is_that_of_one_way_alone():
         assert 300 * MIB <= step.peak() < ballast.nbytes
 
 
+@pytest.mark.parametrize('images', [1, 2])
+def test_batch_norms_are_frozen_where_there_are_too_few_images(images):
+    net = TinySegmenter()
+    net_speed.step_of(Way('net', lambda: net), Work('cpu', True, images, 32))
+    assert {norm.training for norm in batch_norms(net)} == {images == 2}
+
+
 @pytest.mark.parametrize(
     'make_step, told',
     [
@@ -100,14 +108,6 @@ def test_a_step_that_fails_is_told_of_in_one_line(make_step, told, capfd, monkey
 def test_a_file_that_cannot_be_written_is_an_error_before_the_work(bench, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(net_speed, 'measure', None)
     assert f'cannot write {tmp_path}' in bench.error(capsys, '--json', tmp_path)
-
-
-def test_memory_of_segmenters_kept_and_recomputed_by_batch(bench, tiny, tmp_path, capsys):
-    bench('--memory', tiny, '--batches', 3, 1, '--crop-size', 33, '--json', tmp_path / 'memory.json')
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == '| net | activations | 1 | 3 | 16 (from the growth) |'
-    assert lines[2:] == [f'| tiny | {kind} | 0.0 | 0.0 | 0.0 |' for kind in ('kept', 'recomputed')]
-    assert [row['peak_bytes'] for row in rows_of(tmp_path / 'memory.json')] == [{'1': 3 * MIB, '3': 3 * MIB}] * 2
 
 
 # Loaders

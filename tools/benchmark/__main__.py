@@ -3,7 +3,6 @@
     python -m tools.benchmark                                    resnext50_elastic, tested on 16 images of 224 x 224
     python -m tools.benchmark --nets dla60x dla60x_elastic --rivals --train               training steps of two nets
     python -m tools.benchmark --nets resnext50/segmenter --rivals --device cuda --amp bf16 --compile
-    python -m tools.benchmark --memory [NET ...]                 training segmenters, activations kept or recomputed
     python -m tools.benchmark --input                            the loaders alone, by number of workers
 
 Nets are measured beside the same net run the reference's way (contiguous, float32, norms on their own) and beside
@@ -14,19 +13,17 @@ second. Loaders meet torchvision's usual pipeline on JPEGs of 500 x 375; without
 core's time, else per second.
 
 A peak is of a process of its own: on a CPU of its resident memory, less what it needed before the net was built; on a
-GPU of what was allocated there. --memory takes those of two training steps in the first precision of --amp, and from
-the growth of two batches or more what 16 images take. ASPP, which cannot be trained on one, then has frozen norms.
+GPU of what was allocated there. Segmenters are trained with activations kept or, as segment.py does, recomputed; where
+batch norms cannot be trained on a single image, they are frozen.
 """
 
 import json
 from argparse import Namespace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import models
 from tools.benchmark import loaders, nets
 from tools.benchmark.nets import NETS, RIVALS, Work, ways_of
 from tools.benchmark.timing import in_words
@@ -38,15 +35,10 @@ from utils.errors import exit_cleanly
 from utils.files import check_writable, write_files
 from utils.loader import available_cores
 
-RECIPE = 16  # images per update of segmentation
-
 
 def make_parser() -> Parser:
     parser = Parser(__doc__)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument('--memory', nargs='*', choices=list(models.segmenters), metavar='NET',
-        help=f'measure the memory of training; default: {", ".join(models.segmenters)}')  # fmt: skip
-    what.add_argument('--input', action='store_true', help='measure the loaders')
+    parser.add_argument('--input', action='store_true', help='measure the loaders, not nets')
     parser.add_argument('--rounds', type=positive_int, default=7, metavar='N', help='measurements of each way')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the numbers too')
     add = parser.add_argument_group('nets').add_argument
@@ -60,9 +52,6 @@ def make_parser() -> Parser:
     add('--image-size', type=positive_int, default=224, metavar='PIXELS', help='side of an image')
     add('--device', choices=['auto', 'cuda', 'mps', 'cpu'], default='auto', help='where')
     add('--all-gpus', action='store_true', help='on all visible GPUs, else on one')
-    add = parser.add_argument_group('--memory').add_argument
-    add('--batches', type=positive_int, nargs='+', default=[1, 2, 4], metavar='N', help='images a step')
-    add('--crop-size', type=positive_int, default=513, metavar='PIXELS', help='side of the images')
     add = parser.add_argument_group('--input').add_argument
     add('--workers', type=nonnegative_int, nargs='+', metavar='N', help='worker counts; default: 0 to all cores')
     add('--pictures', type=positive_int, default=48, metavar='N', help='different pictures')
@@ -74,8 +63,7 @@ def main(args: Namespace) -> None:
     """Measure, print and note."""
     if args.json:
         check_writable(args.json)
-    report = report_input if args.input else report_nets if args.memory is None else report_memory
-    rows = report(args)
+    rows = report_input(args) if args.input else report_nets(args)
     if args.json:
         facts = {'args': vars(args), 'device': Compute(args.device).name, 'cores': available_cores()}
         noted = json.dumps({**facts, 'torch': torch.__version__, 'rows': rows}, default=str, indent=1) + '\n'
@@ -95,22 +83,6 @@ def report_nets(args: Namespace) -> list[dict[str, Any]]:
             print(line([row['name'], in_words(row, 2), *compared, gflops, f'{row["of_matrix_product"]:.0%}']))
         else:
             print(f'| {row["name"]} | | | | {gflops} | |')
-    return rows
-
-
-def report_memory(args: Namespace) -> list[dict[str, Any]]:
-    """Measure two training steps, the first of which makes the momentum, and print their peaks in GiB."""
-    batches, rows = sorted(args.batches), []
-    follows = [f'{RECIPE} (from the growth)'] * (len(batches) > 1)
-    print(table(['net', 'activations', *batches, *follows], 'll' + 'r' * len(batches + follows)))
-    for arch, kind in product(args.memory or models.segmenters, ('kept', 'recomputed')):
-        works = [Work(args.device, True, batch, args.crop_size) for batch in batches]
-        peaks = [nets.training_peak(arch, kind == 'recomputed', args.amp[0], work) for work in works]
-        rows.append({'net': arch, 'activations': kind, 'peak_bytes': dict(zip(batches, peaks, strict=True))})
-        if follows:
-            growth = (peaks[-1] - peaks[-2]) / (batches[-1] - batches[-2])
-            peaks.append(peaks[-1] + growth * (RECIPE - batches[-1]))
-        print(line([arch, kind, *(f'{peak / 2**30:.1f}' for peak in peaks)]), flush=True)
     return rows
 
 

@@ -23,7 +23,7 @@ from models.cost import count_macs
 from models.norm import freeze_bn_layers, train_with_frozen_bn
 from tools.benchmark.timing import Apart, Step, interleaved, rates
 from utils.device import Compute, keep_freed_memory, pick_device
-from utils.trainer import Evaluator, TrainingStep
+from utils.trainer import Evaluator, Loss, TrainingStep
 
 MATRIX_SIDE = 2048  # on a CPU; a GPU needs a larger product to be busy
 ROUND = 20, 1.0  # on a GPU: steps, or seconds if they come first
@@ -32,6 +32,10 @@ Build = Callable[[], nn.Module]
 NETS: dict[str, Build] = {
     **models.classifiers,
     **{f'{name}/segmenter': build for name, build in models.segmenters.items()},
+    **{
+        f'{name}/segmenter/recomputed': partial(build, checkpoint_activations=True)
+        for name, build in models.segmenters.items()
+    },
 }
 RIVALS: dict[str, Build] = {
     name: getattr(torchvision_models, name) for name in ('resnext50_32x4d', 'resnext101_32x8d', 'densenet201')
@@ -119,11 +123,11 @@ def row(
 
 def turn_of(way: Way, work: Work) -> Step:
     """Rounds of training or testing, which return the seconds of a step."""
+    device = pick_device(work.device)
     if way.ours and not way.reference:
-        keep_freed_memory(pick_device(work.device))
-    training_step = training_step_of(way, work)
-    step = step_of(training_step, way, work)
-    if training_step.compute.device.type != 'cuda':
+        keep_freed_memory(device)
+    step = step_of(way, work)
+    if device.type != 'cuda':
         return lambda: round_of(step)
 
     def turn() -> float:
@@ -135,28 +139,17 @@ def turn_of(way: Way, work: Work) -> Step:
     return turn
 
 
-def training_step_of(way: Way, work: Work) -> TrainingStep:
-    """The way's net, ready to learn; one that cannot be trained on so few images has frozen batch norms."""
-    torch.manual_seed(0)
-    compute = way.compute(work.device, work.all_gpus)
-    model = compute.place(way.build())
-    if work.batch_size < getattr(model, 'smallest_batch', 1):
-        freeze_bn_layers(model)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, fused=compute.device.type == 'cuda')
-    return TrainingStep(model, loss_of_first_class, compute, optimizer)
-
-
-def loss_of_first_class(outputs: Tensor, _: Any = None) -> Tensor:
-    """Cross-entropy of scores N x classes or maps N x classes x H x W, the same for every net."""
-    return cross_entropy(outputs, torch.zeros_like(outputs[:, 0], dtype=torch.int64))
-
-
-def step_of(training_step: TrainingStep, way: Way, work: Work) -> Callable[[], Tensor]:
+def step_of(way: Way, work: Work) -> Callable[[], Tensor]:
     """A step, which returns a number of the device.
 
-    It trains, or tests a batch: as our scripts do it or, of other nets, calling them as they are.
+    It trains, where there are too few images with frozen batch norms, or tests a batch: as our scripts do it or, of
+    other nets, calling them as they are.
     """
-    model, compute = training_step.model, training_step.compute
+    torch.manual_seed(0)
+    compute, model = way.compute(work.device, work.all_gpus), way.build()
+    if work.batch_size < getattr(model, 'smallest_batch', 1):
+        freeze_bn_layers(model)
+    training_step = training_step_of(model, compute)
     images = compute.images(torch.randn(work.batch_size, 3, work.image_size, work.image_size))
 
     def train() -> Tensor:
@@ -179,21 +172,16 @@ def step_of(training_step: TrainingStep, way: Way, work: Work) -> Callable[[], T
     return test
 
 
-def training_peak(arch: str, recomputed: bool, amp: str, work: Work) -> int:
-    """Bytes that a segmenter and two training steps take."""
-    name = f'{arch}, {"recomputed" if recomputed else "kept"}, {work.batch_size} at a time'
-    with Apart(name, segmenter_step, pick_device(work.device), arch, recomputed, amp, work) as step:
-        step()
-        step()
-        return step.peak()
+def training_step_of(model: nn.Module, compute: Compute, loss: Loss | None = None) -> TrainingStep:
+    """The net, placed, as the scripts train it; unless `loss` is given with one that needs no targets."""
+    model = compute.place(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, fused=compute.device.type == 'cuda')
+    return TrainingStep(model, loss or loss_of_first_class, compute, optimizer)
 
 
-def segmenter_step(arch: str, recomputed: bool, amp: str, work: Work) -> Step:
-    """A training step of a segmenter, whose activations are kept or recomputed."""
-    build = partial(models.build_segmenter, arch, checkpoint_activations=recomputed)
-    way = Way(f'{arch}/segmenter', build, amp)
-    step = step_of(training_step_of(way, work), way, work)
-    return lambda: step().item()
+def loss_of_first_class(outputs: Tensor, _: Any = None) -> Tensor:
+    """Cross-entropy of scores N x classes or maps N x classes x H x W, the same for every net."""
+    return cross_entropy(outputs, torch.zeros_like(outputs[:, 0], dtype=torch.int64))
 
 
 def round_of(

@@ -71,28 +71,21 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add('--only', nargs='+', metavar='WORD', help='checks whose names hold one of these; default: all')
     out = Path('runs/gpu.md')
-    add('-o', '--out', type=markdown, default=out, metavar='FILE.md', help='tables; numbers go to FILE.json')
+    add('-o', '--out', type=Path, default=out, metavar='FILE.md', help='tables; numbers go to FILE.json')
     return parser
-
-
-def markdown(text: str) -> Path:
-    """The path of a table, FILE.md."""
-    if not text.lower().endswith('.md'):
-        raise ValueError(text)
-    return Path(text)
 
 
 def main(args: Namespace) -> None:
     """Check, measure, print and write; exit with 1 if a check falls short."""
     if not torch.cuda.is_available():
         raise UserError('no GPU of NVIDIA here: tests/test_check_gpu.py does the same checks on a CPU')
-    for path in args.out, args.out.with_suffix('.json'):
-        check_writable(path)
+    out = args.out.with_suffix('.md')
+    check_writable(out, out.with_suffix('.json'))
     words = args.only or ['']
     chosen = {name: check for name, check in CHECKS.items() if any(word in name for word in words)}
     if not chosen:
         raise UserError(f'--only {" ".join(words)}: no such check; there are {", ".join(CHECKS)}')
-    if not check(chosen, torch.device('cuda', torch.cuda.current_device()), args.out, with_rates=not args.only):
+    if not check(chosen, torch.device('cuda', torch.cuda.current_device()), out, with_rates=not args.only):
         raise SystemExit(1)
 
 

@@ -12,7 +12,6 @@ from models.densenet import DenseNet
 from models.dla import DLA
 from models.dla_up import DLASegmenter
 from models.resnext import ResNeXt
-from tools.benchmark.nets import loss_of_first_class
 from tools.check_gpu.golden import NETS, Samples, load_weights
 from utils.device import Compute
 from utils.segmentation import Target
@@ -76,16 +75,6 @@ def noise_set(task: str, count: int, side: int) -> Samples:
 def compute_of(device: torch.device, amp: str = 'off', **options) -> Compute:
     """The one device that is checked."""
     return Compute(str(device), amp, all_gpus=False, **options)
-
-
-def training_step_of(
-    model: nn.Module, compute: Compute, loss: Callable = loss_of_first_class, accum_steps: int = 1, **recipe
-) -> TrainingStep:
-    """The net, placed, as the scripts train it; `recipe` is of its SGD."""
-    model = compute.place(model)
-    recipe = {'lr': 0.01, 'momentum': 0.9, 'weight_decay': 1e-4, **recipe}
-    optimizer = torch.optim.SGD(model.parameters(), **recipe, fused=compute.device.type == 'cuda')
-    return TrainingStep(model, loss, compute, optimizer, accum_steps)
 
 
 def gradients_of(training_step: TrainingStep, images: Tensor) -> list[Tensor]:

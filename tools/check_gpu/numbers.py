@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import classify
+from tools.benchmark.nets import training_step_of
 from tools.check_gpu import golden
-from tools.check_gpu.nets import CLASSES, compute_of, filled, gradients_of, noise_set, recomputing, training_step_of
+from tools.check_gpu.nets import CLASSES, compute_of, filled, gradients_of, noise_set, recomputing
 from tools.check_gpu.result import Result, at_most, distance
 from tools.check_gpu.trainings import training_again
 from utils import checkpoint

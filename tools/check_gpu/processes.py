@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, distributed
 
 from models.norm import freeze_bn_layers, train_with_frozen_bn
-from tools.check_gpu.nets import compute_of, filled, gradients_of, noise, noise_set, training_step_of
+from tools.benchmark.nets import training_step_of
+from tools.check_gpu.nets import compute_of, filled, gradients_of, noise, noise_set
 from tools.check_gpu.result import Result, at_most, distance
 from tools.check_gpu.ways import SIDE
 from utils.cli import Parser, add_device_argument, add_distributed_arguments

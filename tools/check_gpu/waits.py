@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tools.check_gpu.nets import CLASSES, compute_of, filled, noise_set, recomputing, training_step_of
+from tools.benchmark.nets import training_step_of
+from tools.check_gpu.nets import CLASSES, compute_of, filled, noise_set, recomputing
 from tools.check_gpu.result import Result, skipped
 from utils.loader import DeviceLoader, EvalBatchSampler, TrainBatchSampler
 from utils.metrics import Metrics, TopKError

@@ -10,8 +10,8 @@ from torch import Tensor
 from models.deeplab import DeepLab
 from models.dla_up import bilinear_up
 from models.elastic import up
-from tools.benchmark.nets import loss_of_first_class
-from tools.check_gpu.nets import compute_of, filled, gradients_of, noise, training_step_of
+from tools.benchmark.nets import loss_of_first_class, training_step_of
+from tools.check_gpu.nets import compute_of, filled, gradients_of, noise
 from tools.check_gpu.result import Result, at_most, distance, skipped
 from utils.device import Compute
 from utils.trainer import Evaluator, TrainingStep
