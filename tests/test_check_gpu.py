@@ -6,9 +6,8 @@ from functools import partial
 import pytest
 import torch
 
-from tests.conftest import Script, TinyNet, register
+from tests.conftest import Script, register
 from tools.check_gpu import __main__ as tool
-from tools.check_gpu import cost
 from tools.check_gpu.result import at_most, skipped
 
 CPU = torch.device('cpu')
@@ -34,13 +33,10 @@ DONE = [name for name in tool.CHECKS if name in SMALL or not name.startswith(('g
 
 
 @pytest.fixture(autouse=True)
-def little(here, monkeypatch):
-    """Nets are compiled as far as needs no compiler, the smallest is TinyNet, and those of the rates are."""
+def little(monkeypatch):
+    """Nets are compiled as far as needs no compiler, and the smallest segmenter is TinySegmenter."""
     register(monkeypatch)
     monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager'))
-    for nets, name in (cost.NETS, 'resnext50_elastic'), (cost.RIVALS, 'resnext50_32x4d'):
-        monkeypatch.setitem(nets, name, TinyNet)
-    monkeypatch.setattr(cost, 'BATCH', 2)
 
 
 @pytest.mark.parametrize('name', [*DONE, pytest.param('golden dla60x_elastic/seg, float64', marks=pytest.mark.slow)])
@@ -56,8 +52,8 @@ def test_a_check_that_falls_short_or_fails_is_told_and_the_others_go_on(tmp_path
         'failing': lambda device: int('no'),
         'elsewhere': lambda device: skipped('no such device'),
     }
-    assert not tool.check(checks, CPU, tmp_path / 'gpu.md', with_rates=True)
-    assert tool.check({'good': checks['good']}, CPU, tmp_path / 'good.md', with_rates=False)
+    assert not tool.check(checks, CPU, tmp_path / 'gpu.md')
+    assert tool.check({'good': checks['good']}, CPU, tmp_path / 'good.md')
     out = capsys.readouterr().out
     assert '| good | pass | 1.0e-04 (b) | at most 1e-03 | ' in out
     assert '| broken | falls short | nan (b) | at most 1e-03 | ' in out
@@ -67,8 +63,6 @@ def test_a_check_that_falls_short_or_fails_is_told_and_the_others_go_on(tmp_path
     assert text.startswith('cpu, PyTorch') and text.partition('\n\n')[2] in out
     assert [row['status'] for row in noted['checks']] == ['pass', 'falls short', 'falls short', 'skipped']
     assert 'Traceback' in noted['checks'][2]['trace']
-    names = ['resnext50_elastic, bf16, compiled', "torchvision's resnext50_32x4d, bf16, compiled"]
-    assert [row['name'] for row in noted['rates']] == names * 2
 
 
 def test_exit_status_and_errors_in_one_line(tmp_path, capsys, monkeypatch):

@@ -29,12 +29,12 @@ from utils.cli import Parser
 from utils.errors import UserError, exit_cleanly, reading
 from utils.run import check_weights
 
-Rules = tuple[tuple[str, str], ...]  # (pattern of a whole name, what it is called instead); other names stay
+Rule = tuple[str, str] | None  # (pattern of a whole name, what it is called instead); other names stay
 
-SE: Rules = ((r'(.+)\.selayer\.conv([12])\.(weight|bias)', r'\1.se.fc\2.\3'),)
-DENSENET: Rules = ((r'features\.norm_final\.(\w+)', r'features.norm5.\1'),)
+SE: Rule = (r'^(.+)\.selayer\.conv([12])\.(weight|bias)$', r'\1.se.fc\2.\3')
+DENSENET: Rule = (r'^features\.norm_final\.(\w+)$', r'features.norm5.\1')
 # Files of 2017, such as torchvision's densenet201-c1103571.pth, say norm.1 for norm1.
-DENSENET_OF_2017: Rules = ((r'(.+\.denselayer\d+\.(?:norm|conv))\.([12]\.\w+)', r'\1\2'),)
+DENSENET_OF_2017: Rule = (r'^(.+\.denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$', r'\1\2')
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Source:
     """A library's net: which of ours it is, its names for our tensors, and what it calls those of old files."""
 
     arch: str
-    names: Rules = ()
-    old_names: Rules = ()
+    names: Rule = None
+    old_names: Rule = None
 
 
 SOURCES = {
@@ -112,13 +112,9 @@ def translated(state: Mapping[str, Tensor], net: nn.Module, source: Source, path
     return {name: given[theirs[name]] for name in theirs}
 
 
-def renamed(name: str, rules: Rules) -> str:
-    """What the first rule that matches all of the name makes of it."""
-    for pattern, replacement in rules:
-        found = re.fullmatch(pattern, name)
-        if found:
-            return found.expand(replacement)
-    return name
+def renamed(name: str, rule: Rule) -> str:
+    """What the rule makes of a name."""
+    return re.sub(*rule, name) if rule else name
 
 
 def unused(net: nn.Module) -> list[str]:

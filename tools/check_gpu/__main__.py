@@ -1,7 +1,7 @@
-"""What holds on the GPU at hand, in less than ten minutes and without data: a table of checks, and two nets' speed.
+"""What holds on the GPU at hand, in less than ten minutes and without data: a table of checks.
 
     python -m tools.check_gpu                                    all checks; writes runs/gpu.md and runs/gpu.json
-    python -m tools.check_gpu --only golden waits                those whose names hold one of these words, no speed
+    python -m tools.check_gpu --only golden waits                those whose names hold one of these words
     python -m tools.check_gpu --out h100.md                      ... and h100.json
 
 Each line names what was checked, what was measured and the bound. The exit status is 1 if a check falls short. One that
@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 
-from tools.benchmark.timing import in_words
-from tools.check_gpu import cost, numbers, processes, waits, ways
+from tools.check_gpu import numbers, processes, waits, ways
 from tools.check_gpu.result import Result
 from utils.cli import Parser
 from utils.device import Compute
@@ -28,7 +27,6 @@ from utils.errors import UserError, exit_cleanly
 from utils.files import check_writable, write_files
 
 Check = Callable[[torch.device], Result]
-Row = dict[str, Any]
 SHORT = 'falls short'
 
 CHECKS: dict[str, Check] = {
@@ -60,8 +58,8 @@ CHECKS: dict[str, Check] = {
     'masks are written late and whole': waits.masks_come_late_and_whole,
     'two processes': processes.two_processes,
     'a dead process ends the other': processes.a_dead_peer_ends_the_other,
-    'memory of segmentation, 16 x 513 x 513': cost.segmentation_memory,
-    '... in bf16': partial(cost.segmentation_memory, amp='bf16'),
+    'memory of segmentation, 16 x 513 x 513': ways.segmentation_memory,
+    '... in bf16': partial(ways.segmentation_memory, amp='bf16'),
 }
 
 
@@ -71,12 +69,12 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add('--only', nargs='+', metavar='WORD', help='checks whose names hold one of these; default: all')
     out = Path('runs/gpu.md')
-    add('-o', '--out', type=Path, default=out, metavar='FILE.md', help='tables; numbers go to FILE.json')
+    add('-o', '--out', type=Path, default=out, metavar='FILE.md', help='table; numbers go to FILE.json')
     return parser
 
 
 def main(args: Namespace) -> None:
-    """Check, measure, print and write; exit with 1 if a check falls short."""
+    """Check, print and write; exit with 1 if a check falls short."""
     if not torch.cuda.is_available():
         raise UserError('no GPU of NVIDIA here: tests/test_check_gpu.py does the same checks on a CPU')
     out = args.out.with_suffix('.md')
@@ -85,42 +83,26 @@ def main(args: Namespace) -> None:
     chosen = {name: check for name, check in CHECKS.items() if any(word in name for word in words)}
     if not chosen:
         raise UserError(f'--only {" ".join(words)}: no such check; there are {", ".join(CHECKS)}')
-    if not check(chosen, torch.device('cuda', torch.cuda.current_device()), out, with_rates=not args.only):
+    if not check(chosen, torch.device('cuda', torch.cuda.current_device()), out):
         raise SystemExit(1)
 
 
-def check(checks: dict[str, Check], device: torch.device, out: Path, with_rates: bool) -> bool:
-    """Do them and print and write the tables; whether none falls short."""
-    lines, rows, rates = [], [], []
-
-    def say(line: str) -> None:
-        lines.append(line)
-        print(line, flush=True)
-
-    say('| check | | measured | bound | s |\n| --- | --- | --- | --- | ---: |')
+def check(checks: dict[str, Check], device: torch.device, out: Path) -> bool:
+    """Do them, print the table, and write it and, beside it, all numbers; whether none falls short."""
+    lines, rows = ['| check | | measured | bound | s |', '| --- | --- | --- | --- | ---: |'], []
+    print(*lines, sep='\n', flush=True)
     for name, function in checks.items():
         rows.append(do(name, function, device))
-        say('| {name} | {status} | {measured} | {bound} | {seconds} |'.format(**rows[-1]))
-    write(out, device, lines, checks=rows)  # should a net be too large for what follows
-    if with_rates:
-        say(f'\n| compiled, bf16, {cost.BATCH} at once | | images/s (range) | of a matrix product |')
-        say('| --- | --- | ---: | ---: |')
-        for row in cost.rates(device):
-            rates.append(row)
-            say(f'| {row["name"]} | {row["work"]} | {in_words(row, 0)} | {row["of_matrix_product"]:.0%} |')
-        write(out, device, lines, checks=rows, rates=rates)
+        lines.append('| {name} | {status} | {measured} | {bound} | {seconds} |'.format(**rows[-1]))
+        print(lines[-1], flush=True)
+    facts = {'device': Compute(str(device)).name, 'torch': torch.__version__, 'cuda': torch.version.cuda}
+    facts |= {'cudnn': torch.backends.cudnn.version(), 'checks': rows}
+    text = '\n'.join([f'{facts["device"]}, PyTorch {facts["torch"]}\n', *lines, ''])
+    write_files({out: text.encode(), out.with_suffix('.json'): json.dumps(facts, indent=1).encode() + b'\n'})
     return all(row['status'] != SHORT for row in rows)
 
 
-def write(out: Path, device: torch.device, lines: list[str], **rows: list[Row]) -> None:
-    """The tables and, beside them, all numbers, with what they are of."""
-    facts = {'device': Compute(str(device)).name, 'torch': torch.__version__, 'cuda': torch.version.cuda}
-    noted = json.dumps({**facts, 'cudnn': torch.backends.cudnn.version(), **rows}, indent=1)
-    tables = '\n'.join([f'{facts["device"]}, PyTorch {facts["torch"]}\n', *lines])
-    write_files({out: f'{tables}\n'.encode(), out.with_suffix('.json'): f'{noted}\n'.encode()})
-
-
-def do(name: str, function: Check, device: torch.device) -> Row:
+def do(name: str, function: Check, device: torch.device) -> dict[str, Any]:
     """A line of the table; a check that raises falls short."""
     start, trace = time.monotonic(), ''
     try:
