@@ -47,13 +47,10 @@ class Benchmark(NamedTuple):
     measures: dict[str, str]  # the script's name of a result -> its column; all in %
 
 
-ERRORS = {'err1': 'Err@1', 'err5': 'Err@5'}
-SCORES = {name: name for name in (*NAMES, 'mAP')}
-IOU = {'miou': 'Mean IoU'}
 BENCHMARKS = {
-    'imagenet': Benchmark('ImageNet', classify, ERRORS),
-    'coco': Benchmark('MS-COCO', multilabel_classify, SCORES),
-    'voc': Benchmark('PASCAL VOC', segment, IOU),
+    'imagenet': Benchmark('ImageNet', classify, {'err1': 'Err@1', 'err5': 'Err@5'}),
+    'coco': Benchmark('MS-COCO', multilabel_classify, {name: name for name in (*NAMES, 'mAP')}),
+    'voc': Benchmark('PASCAL VOC', segment, {'miou': 'Mean IoU'}),
 }
 
 IMAGENET_NETS = (

@@ -91,34 +91,32 @@ def reference_way(net: str) -> Way:
 
 
 def measure(ways: list[Way], work: Work, rounds: int) -> list[dict[str, Any]]:
-    """A row of numbers for each way, and the rate of a large matrix product in each precision, in the same rounds."""
+    """A row of numbers for each way, and the rate of a large matrix product in each precision, in the same rounds.
+
+    torchvision's nets are compared with the reference's way of the first net, which is the first way.
+    """
     amps, device = dict.fromkeys(way.amp for way in ways), pick_device(work.device)
     products = {f'matrix product, {amp}': matrix_product(work.device, amp) for amp in amps}
     with ExitStack() as stack:
-        own = {way: stack.enter_context(Apart(str(way), turn_of, device, way, work)) for way in ways}
-        turns = {str(way): turn for way, turn in own.items()} | {name: turn for name, (turn, _) in products.items()}
-        seconds = interleaved(turns, rounds, warm_up=2)
-        peaks = {way: turn.peak() for way, turn in own.items()}
+        own = {str(way): stack.enter_context(Apart(str(way), turn_of, device, way, work)) for way in ways}
+        seconds = interleaved(own | {name: turn for name, (turn, _) in products.items()}, rounds, warm_up=2)
+        peaks = {name: turn.peak() for name, turn in own.items()}
     reached = {name: rates(operations, seconds[name])['median'] for name, (_, operations) in products.items()}
-    rows = [row(way, peak, seconds, reached, work) for way, peak in peaks.items()]
+    medians, rows = {name: statistics.median(times) for name, times in seconds.items()}, []
+    for way in ways:
+        name, reference = str(way), str(reference_way(way.net) if way.ours else ways[0])
+        flops = work.operations(way.build) / medians[name]
+        rows.append(
+            {
+                'name': name,
+                **rates(work.batch_size, seconds[name]),
+                'times_reference': medians[reference] / medians[name],
+                'peak_bytes': peaks[name],
+                'flops': flops,
+                'of_matrix_product': flops / reached[f'matrix product, {way.amp}'],
+            }
+        )
     return rows + [{'name': name, 'flops': flops} for name, flops in reached.items()]
-
-
-def row(
-    way: Way, peak: int, seconds: dict[str, list[float]], reached: dict[str, float], work: Work
-) -> dict[str, float | str | None]:
-    """The numbers of a way. torchvision's nets are compared with the first net's reference."""
-    median = statistics.median(seconds[str(way)])
-    reference = str(reference_way(way.net)) if way.ours else next(iter(seconds))
-    flops = work.operations(way.build) / median
-    return {
-        'name': str(way),
-        **rates(work.batch_size, seconds[str(way)]),
-        'times_reference': statistics.median(seconds[reference]) / median if reference in seconds else None,
-        'peak_bytes': peak,
-        'flops': flops,
-        'of_matrix_product': flops / reached[f'matrix product, {way.amp}'],
-    }
 
 
 def turn_of(way: Way, work: Work) -> Step:
