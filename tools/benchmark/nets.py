@@ -81,19 +81,16 @@ class Way:
 def ways_of(nets: list[str], rivals: list[str], amps: list[str], compiled: bool) -> list[Way]:
     """The reference's way and ours for each net; torchvision's nets; each also compiled where asked."""
     kinds = list(product(amps, (False, True)[: 1 + compiled]))
-    ours = [way for net in nets for way in (reference_way(net), *(Way(net, NETS[net], *kind) for kind in kinds))]
-    return ours + [Way(net, RIVALS[net], *kind, ours=False) for net in rivals for kind in kinds]
-
-
-def reference_way(net: str) -> Way:
-    """How the reference runs a net."""
-    return Way(net, NETS[net], reference=True)
+    ways = []
+    for net in nets:
+        ways += [Way(net, NETS[net], reference=True), *(Way(net, NETS[net], *kind) for kind in kinds)]
+    return ways + [Way(net, RIVALS[net], *kind, ours=False) for net in rivals for kind in kinds]
 
 
 def measure(ways: list[Way], work: Work, rounds: int) -> list[dict[str, Any]]:
     """A row of numbers for each way, and the rate of a large matrix product in each precision, in the same rounds.
 
-    torchvision's nets are compared with the reference's way of the first net, which is the first way.
+    torchvision's nets are compared with the first net's reference.
     """
     amps, device = dict.fromkeys(way.amp for way in ways), pick_device(work.device)
     products = {f'matrix product, {amp}': matrix_product(work.device, amp) for amp in amps}
@@ -104,7 +101,7 @@ def measure(ways: list[Way], work: Work, rounds: int) -> list[dict[str, Any]]:
     reached = {name: rates(operations, seconds[name])['median'] for name, (_, operations) in products.items()}
     medians, rows = {name: statistics.median(times) for name, times in seconds.items()}, []
     for way in ways:
-        name, reference = str(way), str(reference_way(way.net) if way.ours else ways[0])
+        name, reference = str(way), f'{way.net if way.ours else ways[0].net}, reference'
         flops = work.operations(way.build) / medians[name]
         rows.append(
             {

@@ -15,13 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
-from models.norm import freeze_bn_layers, train_with_frozen_bn
-from tools.benchmark.nets import training_step_of
-from tools.check_gpu.nets import compute_of, filled, gradients_of, noise, noise_set
+from tools.check_gpu.nets import compute_of, noise_set
 from tools.check_gpu.result import Result, at_most, distance
-from tools.check_gpu.ways import SIDE
+from tools.check_gpu.ways import gradients_in_evaluation
 from utils.cli import Parser, add_device_argument, add_distributed_arguments
 from utils.device import Compute
 from utils.distributed import job, rank, world_size
@@ -38,7 +36,7 @@ def two_processes(device: torch.device) -> Result:
         if any(process.returncode for process in processes):
             raise RuntimeError(''.join(errors))
         found = [torch.load(Path(folder, f'{number}.pt')) for number in range(2)]
-    expected = [gradient.cpu() for gradient in gradients(compute_of(device))]
+    expected = [gradient.cpu() for gradient in gradients_in_evaluation(compute_of(device))]
     errors = {f'gradients of process {n}': distance(part['gradients'], expected) for n, part in enumerate(found)}
     result, cores = at_most(1e-10, errors), max(available_cores(), 2)
     buckets, workers = found[0]['memories'], sum(part['workers'] for part in found)
@@ -94,19 +92,11 @@ def main(args: Namespace) -> None:
         compute = Compute(args.device)
         if args.what == 'stuck':
             be_stuck(compute.device, args.dist_backend)
-        own = gradients(compute, rank(), world_size())
+        own = gradients_in_evaluation(compute, rank(), world_size())
         memories = len({gradient.untyped_storage().data_ptr() for gradient in own})
         loader = DeviceLoader(noise_set('imagenet', 4, 32), TrainBatchSampler(4, 2, 0), compute, workers=1000)
         found = {'gradients': [gradient.cpu() for gradient in own], 'memories': memories}
         torch.save(found | {'workers': loader.loader.num_workers}, Path(args.folder, f'{rank()}.pt'))
-
-
-def gradients(compute: Compute, share: int = 0, shares: int = 1) -> list[Tensor]:
-    """Those of a share of a batch, summed with the others', in float64 and with frozen batch norms."""
-    model = freeze_bn_layers(filled('resnext', 9, dtype=torch.float64))
-    train_with_frozen_bn(model)
-    images = noise(8, 3, SIDE, SIDE, dtype=torch.float64).tensor_split(shares)[share]
-    return gradients_of(training_step_of(model, compute), images)
 
 
 def be_stuck(device: torch.device, backend: str) -> None:

@@ -155,14 +155,17 @@ def dtypes(training_step: TrainingStep) -> list[torch.dtype]:
     return found
 
 
+def gradients_in_evaluation(compute: Compute, share: int = 0, shares: int = 1) -> list[Tensor]:
+    """Those of a share of a batch, in float64; in training, norms of parts of a batch would differ."""
+    images = noise(8, 3, SIDE, SIDE, dtype=torch.float64).tensor_split(shares)[share]
+    return gradients_of(training_step_of(filled('resnext', 9, dtype=torch.float64), compute), images)
+
+
 def data_parallel(device: torch.device) -> Result:
     """On two GPUs and more: in bfloat16, and with the gradients of one in float64."""
     if device.type != 'cuda' or torch.cuda.device_count() < 2:
         return skipped('DataParallel needs two GPUs; two processes are checked instead')
-    images, found = noise(8, 3, SIDE, SIDE, dtype=torch.float64), []
-    for all_gpus in True, False:
-        model = filled('resnext', 9, dtype=torch.float64)  # in evaluation: norms of parts of a batch would differ
-        found.append(gradients_of(training_step_of(model, Compute('cuda', all_gpus=all_gpus)), images))
+    found = [gradients_in_evaluation(Compute('cuda', all_gpus=all_gpus)) for all_gpus in (True, False)]
     error, cast = distance(*found), set(dtypes(training_step_of(filled('resnext', 9), Compute('cuda', 'bf16'))))
     message = f'{error:.1e} (gradients), {", ".join(map(str, cast))}'
     return Result(error <= 1e-10 and cast == {torch.bfloat16}, message, 'at most 1e-10, torch.bfloat16')
