@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.reference import assert_equal, load
-from tools.check_gpu.trainings import training_again
+from tools.check_gpu.numbers import training_again
 
 CASES = load('golden_training')['cases']
 QUICK = 'classify/dla60x/g1', 'docker_classify/resnext50_elastic', 'multilabel/dla60x', 'segment/resnext50_elastic'
