@@ -1,22 +1,20 @@
-"""The benchmark of nets, of loaders and of the start: tables and files; times themselves are not looked at."""
+"""The benchmark of nets and of loaders: tables and files; times themselves are not looked at."""
 
 import json
 import multiprocessing
 import os
-import subprocess
 import tempfile
 from functools import partial
 from types import SimpleNamespace
 
-import matplotlib
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from models.cost import count_macs
+from models.norm import batch_norms
 from tests.conftest import Script, TinyNet, TinySegmenter
 from tools.benchmark import __main__ as benchmark
-from tools.benchmark import loaders, startup
+from tools.benchmark import loaders
 from tools.benchmark import nets as net_speed
 from tools.benchmark.nets import Way, Work
 from tools.benchmark.timing import Apart
@@ -65,12 +63,12 @@ def test_every_way_has_a_row_and_a_share_of_the_matrix_product(bench, tmp_path, 
 
 
 def test_ways_are_those_of_both_sides_but_the_references():
-    ways = net_speed.ways_of(['resnext50'], ['densenet201'], ['bf16'], ['channels-last', 'contiguous'], True)
-    kinds = 'bf16', 'bf16, compiled', 'bf16, contiguous', 'bf16, contiguous, compiled'
+    ways = net_speed.ways_of(['resnext50'], ['densenet201'], ['off', 'bf16'], True)
+    kinds = 'off', 'off, compiled', 'bf16', 'bf16, compiled'
     both = [f'{net}, {kind}' for net in ('resnext50', "torchvision's densenet201") for kind in kinds]
     assert list(map(str, ways)) == ['resnext50, reference', *both]
     last_and_compiled = [(way.compute('cpu').layout is torch.channels_last, way.compute('cpu').compile) for way in ways]
-    assert last_and_compiled == [(False, False), *[(True, False), (True, True), (False, False), (False, True)] * 2]
+    assert last_and_compiled == [(False, False), *[(True, False), (True, True)] * 4]
 
 
 def test_peak_memory_is_that_of_one_way_alone():
@@ -81,6 +79,13 @@ def test_peak_memory_is_that_of_one_way_alone():
         step()
         step()
         assert 300 * MIB <= step.peak() < ballast.nbytes
+
+
+@pytest.mark.parametrize('images', [1, 2])
+def test_batch_norms_are_frozen_where_there_are_too_few_images(images):
+    net = TinySegmenter()
+    net_speed.step_of(Way('net', lambda: net), Work('cpu', True, images, 32))
+    assert {norm.training for norm in batch_norms(net)} == {images == 2}
 
 
 @pytest.mark.parametrize(
@@ -105,15 +110,7 @@ def test_a_file_that_cannot_be_written_is_an_error_before_the_work(bench, tmp_pa
     assert f'cannot write {tmp_path}' in bench.error(capsys, '--json', tmp_path)
 
 
-def test_memory_of_segmenters_kept_and_recomputed_by_batch(bench, tiny, tmp_path, capsys):
-    bench('--memory', tiny, '--batches', 3, 1, '--crop-size', 33, '--json', tmp_path / 'memory.json')
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == '| net | activations | 1 | 3 | 16 (from the growth) |'
-    assert lines[2:] == [f'| tiny | {kind} | 0.0 | 0.0 | 0.0 |' for kind in ('kept', 'recomputed')]
-    assert [row['peak_bytes'] for row in rows_of(tmp_path / 'memory.json')] == [{'1': 3 * MIB, '3': 3 * MIB}] * 2
-
-
-# Loaders and the start
+# Loaders
 
 
 @pytest.fixture
@@ -137,42 +134,9 @@ def test_loaders_are_measured_by_workers(measure, tmp_path, capsys):
 
 
 def test_epoch_holds_all_images(tmp_path):
-    loaders.link_pictures(loaders.draw_pictures(tmp_path, 2), tmp_path / 'train', 8, 5)
-    assert [run() for run in loaders.loaders(tmp_path / 'train', 0).values()] == [40, 40, 40]
-
-
-def test_startup_of_a_set_that_is_made(measure, tmp_path, capsys, monkeypatch):
-    launched = []
-
-    def launch(folder, environment):
-        launched.append((len(os.listdir(f'{folder}/train/n00000002')), folder == environment['XDG_CACHE_HOME']))
-        return dict.fromkeys([*startup.STAGES, 'total'], float(len(launched)))
-
-    monkeypatch.setattr(startup, 'PICTURES', 2)
-    monkeypatch.setattr(benchmark, 'launch', launch)
-    measure('--startup', '--classes', 3, '--per-class', 7)
-    first, _, _, *rows, median = capsys.readouterr().out.splitlines()
-    assert first == '21 training images in 3 classes'
-    assert [row[:16] for row in rows] == ['| first | 1.00 |', '| again | 2.00 |', '| again | 3.00 |']
-    assert median == 'launched again: 2.50 s (2.00 to 3.00)'
-    assert launched == 3 * [(7, True)]
-    assert [row['total'] for row in rows_of(tmp_path / 'speed.json')] == [1, 2, 3]
-
-
-def test_launch_tells_the_time_of_each_stage(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv('MPLCONFIGDIR', matplotlib.get_cachedir())
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    times = startup.launch(folder, os.environ)
-    stages = [times[stage] for stage in startup.STAGES]
-    assert times['total'] == pytest.approx(sum(stages))
-    assert min(stages) > 0
-
-
-def test_what_a_launch_complains_of_is_one_line(monkeypatch):
-    ended = subprocess.CompletedProcess([], 1, stdout='', stderr='error: no folder nowhere/train\n')
-    monkeypatch.setattr(subprocess, 'run', lambda *_, **__: ended)
-    with pytest.raises(UserError, match='^no folder nowhere/train$'):
-        startup.launch('nowhere', os.environ)
+    loaders.draw_pictures(tmp_path / 'class', 2)
+    epochs = loaders.loaders(tmp_path, 40, 0).values()
+    assert [sum(len(images) for images, _ in epoch) for epoch in epochs] == [40, 40, 40]
 
 
 # On GPUs
@@ -189,25 +153,3 @@ def test_a_round_on_a_gpu_is_twenty_steps_or_those_of_a_second_and_waits_once(la
 
     seconds = net_speed.round_of(step, *net_speed.ROUND, clock=lambda: now[0])
     assert (told, seconds) == (['step'] * steps + ['wait'], pytest.approx(lasts))
-
-
-@pytest.mark.parametrize('train', [True, False])
-def test_a_net_that_comes_and_goes_is_compiled_once_and_stays_what_it_was(train, monkeypatch):
-    """To another precision and back, where there is no other device."""
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend('aot_eager')
-    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=counter))
-    moved, move = [], net_speed.move
-    monkeypatch.setattr(net_speed, 'move', lambda nets, optimizer, place: moved.append(place))
-    monkeypatch.setattr(net_speed, 'ROUND', (2, 60))
-    way, work = Way('net', TinyNet, compiled=True), Work('cpu', train, 4, 32)
-    training_step = net_speed.training_step_of(way, work)
-    step, nets = net_speed.step_of(training_step, way, work)
-    for _ in range(3):
-        before = [value.clone() for value in nets[-1].state_dict().values()]
-        move(nets, training_step.optimizer, torch.float64)
-        move(nets, training_step.optimizer, torch.float32)
-        assert all(map(torch.equal, before, nets[-1].state_dict().values()))
-        assert net_speed.round_in_turn(step, nets, training_step.optimizer, CPU) > 0
-    assert moved == [CPU, 'cpu'] * 3
-    assert counter.frame_count == 1

@@ -1,4 +1,4 @@
-"""Imported weights: outputs against torchvision's and timm's nets, what does not fit, how elastic nets begin."""
+"""Imported weights: outputs against torchvision's and timm's nets, and what does not fit."""
 
 import re
 import shutil
@@ -10,14 +10,12 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-import models
 from models.dla import DLA
 from models.norm import batch_norms
 from tests import nets
 from tests.conftest import Script
 from tests.reference import load_weights
 from tools import import_weights
-from tools.branches import joined
 from tools.import_weights import SOURCES
 from utils import checkpoint
 from utils.checkpoint import CheckpointMeta, load_for_evaluation
@@ -59,9 +57,9 @@ def importer(tmp_path):
     shutil.rmtree(folder)
 
 
-def written(script, arch, *arguments):
+def written(script, arch):
     """Import: the checkpoint, and the net as classify.py --evaluate loads it."""
-    script(*arguments)
+    script()
     found, net = checkpoint.read(script.shared[-1]), nets.on_meta(arch).to_empty(device='cpu')
     load_for_evaluation(net, found, CheckpointMeta('imagenet', arch, CLASSES))
     return found, net.eval()
@@ -79,9 +77,15 @@ QUICK = RESNEXT, SE, 'timm/dla60x', DENSENET
 
 @pytest.mark.parametrize('source', [pytest.param(s, marks=[] if s in QUICK else pytest.mark.slow) for s in SOURCES])
 def test_outputs_are_the_librarys(importer, capsys, source):
-    """In float64, in which no wrong tensor hides in rounding, and with odd maps, which the libraries' DLA refuse."""
+    """In float64, in which no wrong tensor hides in rounding, and with odd maps, which the libraries' DLA refuse.
+
+    Untrained projections, which files may hold though timm's nets lack them, are not taken.
+    """
     theirs, arch, is_old = library_net(source), SOURCES[source].arch, source == DENSENET
-    state = theirs.state_dict()
+    state = dict(theirs.state_dict())
+    for name in UNUSED.get(source, ()):
+        width = 256 if name.startswith('level3.') else 512
+        state |= {f'{name}.0.weight': torch.zeros(width, width // 2, 1, 1), f'{name}.1.bias': torch.ones(width)}
     found, net = written(importer(source, of_2017(state) if is_old else state), arch)
     assert (found.task, found.arch, found.epoch, found.classes) == ('imagenet', arch, 0, None)
     images = nets.noise(2, 3, 64, 64 if isinstance(net, DLA) else 75, dtype=torch.float64)
@@ -92,6 +96,7 @@ def test_outputs_are_the_librarys(importer, capsys, source):
     torch.testing.assert_close(outputs, expected, rtol=0, atol=1e-9 * expected.abs().max().item())
     told = capsys.readouterr().out.splitlines()[1:]
     assert told == ([f'   as initialised: {", ".join(UNUSED[source])}'] if source in UNUSED else [])
+    assert all(net.get_submodule(name)[0].weight.any() for name in UNUSED.get(source, ()))
     counts = {norm.num_batches_tracked.item() for norm in batch_norms(net)}
     assert counts == ({0} if is_old else {0, 7} if source in UNUSED else {7})
 
@@ -132,48 +137,6 @@ def test_existing_out_is_not_written_over(tmp_path, capsys):
     out.write_text('dear')
     assert f'{out} exists; it is not written over' in Script(import_weights, RESNEXT, f'x.pth {out}').error(capsys)
     assert out.read_text() == 'dear'
-
-
-ELASTIC = {  # patterns of what stays as initialised in the elastic net, and of what of the base net is left over
-    RESNEXT: (r'layer1\.[345]|layer2\.[4567]', r'layer3\.5'),
-    'timm/dla60x': (r'level[34]\.project|level4\.tree1\.project', ''),
-    # Of the projections that the base net does not use the elastic one, whose level 4 is shallower, uses the last.
-    'timm/dla102x': (
-        r'level2\.tree.*|level3\.(.*tree.|(tree1\.)?project)|level4\..*|level5\.tree.',
-        r'level2\.(tree.|root)|level4(\.\w+){4}',
-    ),
-    'timm/densenet201': (
-        r'(?!features\.(conv0|norm0|denseblock1\.denselayer[1-6])$).*',
-        r'features\.(denseblock3\.denselayer4[1-8]|denseblock4\.denselayer3[12])',
-    ),
-}
-
-
-@pytest.mark.parametrize('source', ELASTIC)
-def test_elastic_net_begins_with_the_blocks_that_correspond(importer, capsys, source):
-    """Untrained projections, which files may hold though timm's nets lack them, are not taken."""
-    theirs, arch = dict(library_net(source).state_dict()), f'{SOURCES[source].arch}_elastic'
-    for name in UNUSED.get(source, ()):
-        width = 256 if name.startswith('level3.') else 512
-        theirs[f'{name}.0.weight'] = torch.zeros(width, width // 2, 1, 1)
-        theirs[f'{name}.1.bias'] = torch.ones(width)
-    _, net = written(importer(source, theirs), arch, '--elastic', '--seed', 3)
-    torch.manual_seed(3)
-    untouched = models.build_classifier(arch)
-    own, given = import_weights.parts(untouched), import_weights.parts(nets.on_meta(SOURCES[source].arch))
-    fresh, left_over = (
-        [part for part in parts if re.fullmatch(pattern, part)]
-        for pattern, parts in zip(ELASTIC[source], (own, given), strict=True)
-    )
-    first, *others = capsys.readouterr().out.splitlines()
-    assert f'{len(own) - len(fresh)} of its {len(own)} parts from {source}' in first
-    told = {'as initialised': fresh, 'not used': left_over}
-    assert others == [f'   {kind}: {", ".join(parts)}' for kind, parts in told.items() if parts]
-    whole, initial = joined(net), joined(untouched)
-    for name, value in whole.items():
-        is_fresh = name.startswith(tuple(f'{part}.' for part in fresh))
-        expected = initial[name] if is_fresh else theirs[import_weights.renamed(name, SOURCES[source].names)]
-        assert torch.equal(value, expected), name
 
 
 def test_missing_package_of_safetensors_files_and_a_damaged_one_are_named(tmp_path, monkeypatch):

@@ -3,9 +3,6 @@
     python -m tools.import_weights torchvision/resnext50_32x4d resnext50_32x4d-7cdf4587.pth resnext50.pth.tar
     python classify.py DIR --evaluate --resume resnext50.pth.tar -a resnext50
 
-    python -m tools.import_weights timm/dla60x model.safetensors dla60x_elastic.pth.tar --elastic
-    python classify.py DIR --resume dla60x_elastic.pth.tar -a dla60x_elastic
-
     torchvision/  resnext50_32x4d  densenet201
     timm/         resnext50_32x4d  resnext101_32x4d  seresnext50_32x4d  dla60x  dla102x  densenet201
 
@@ -13,9 +10,6 @@ WEIGHTS is a file with the library's state dict: .pth, .pth.tar or .bin of PyTor
 library's up to rounding; every batch norm has eps 1e-5 there too. Means and deviations of colors are the same, but
 crops are not: where a library's weights ask for another one than the central 224 of 256 (0.875), for instance 224 of
 232, or for bicubic resizing, classify.py, which does neither, measures another error than the library publishes.
-
---elastic starts an Elastic net from the base net's weights, for training. Its depths differ: a block is taken where the
-base net has one of the same shapes at the same stage and position; the others stay as initialised, and are named.
 """
 
 import re
@@ -28,21 +22,19 @@ import torch
 from torch import Tensor, nn
 
 import models
-from models.dla import Tree
-from models.elastic import TwoBranch
 from tools.branches import halved, joined
 from utils import checkpoint
 from utils.checkpoint import check_fit, submodule_state_dict
-from utils.cli import Parser, random_seed
+from utils.cli import Parser
 from utils.errors import UserError, exit_cleanly, reading
 from utils.run import check_weights
 
-Rules = tuple[tuple[str, str], ...]  # (pattern of a whole name, what it is called instead); other names stay
+Rule = tuple[str, str] | None  # (pattern of a whole name, what it is called instead); other names stay
 
-SE: Rules = ((r'(.+)\.selayer\.conv([12])\.(weight|bias)', r'\1.se.fc\2.\3'),)
-DENSENET: Rules = ((r'features\.norm_final\.(\w+)', r'features.norm5.\1'),)
+SE: Rule = (r'^(.+)\.selayer\.conv([12])\.(weight|bias)$', r'\1.se.fc\2.\3')
+DENSENET: Rule = (r'^features\.norm_final\.(\w+)$', r'features.norm5.\1')
 # Files of 2017, such as torchvision's densenet201-c1103571.pth, say norm.1 for norm1.
-DENSENET_OF_2017: Rules = ((r'(.+\.denselayer\d+\.(?:norm|conv))\.([12]\.\w+)', r'\1\2'),)
+DENSENET_OF_2017: Rule = (r'^(.+\.denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$', r'\1\2')
 
 
 @dataclass(frozen=True)
@@ -50,8 +42,8 @@ class Source:
     """A library's net: which of ours it is, its names for our tensors, and what it calls those of old files."""
 
     arch: str
-    names: Rules = ()
-    old_names: Rules = ()
+    names: Rule = None
+    old_names: Rule = None
 
 
 SOURCES = {
@@ -71,32 +63,24 @@ def make_parser() -> Parser:
     parser.add_argument('source', choices=list(SOURCES), metavar='SOURCE', help='library/net, one of those above')
     parser.add_argument('weights', type=Path, metavar='WEIGHTS', help="file with the library's state dict")
     parser.add_argument('out', type=Path, metavar='OUT.pth.tar', help='checkpoint to write; must not exist')
-    parser.add_argument('--elastic', action='store_true', help='start the net with Elastic instead')
-    parser.add_argument('--seed', type=random_seed, default=0, metavar='N', help='of what stays as initialised')
     return parser
 
 
 def main(args: Namespace) -> None:
-    """Read, translate, write, and say what was not taken."""
+    """Read, translate, write, and say what was not there to be taken."""
     if args.out.exists():
         raise UserError(f'{args.out} exists; it is not written over')
     source = SOURCES[args.source]
-    with torch.device('meta'):  # for its names and shapes
-        base = models.build_classifier(source.arch)
-    whole = translated(read_weights(args.weights), base, source, args.weights)
-    arch = f'{source.arch}_elastic' if args.elastic else source.arch
-    torch.manual_seed(args.seed)
-    net = models.build_classifier(arch)
-    fresh = take(net, whole)
+    torch.manual_seed(0)  # of projections that nothing uses
+    net = models.build_classifier(source.arch)
+    whole = translated(read_weights(args.weights), net, source, args.weights)
+    net.load_state_dict(net.state_dict() | halved(net, whole))
     check_weights(net)
-    content = {'epoch': 0, 'task': 'imagenet', 'arch': arch, 'state_dict': checkpoint.state_dict(net)}
+    content = {'epoch': 0, 'task': 'imagenet', 'arch': source.arch, 'state_dict': checkpoint.state_dict(net)}
     checkpoint.write(content, args.out)
-    own = parts(net)
-    print(f'=> {args.out}: {arch}, {len(own) - len(fresh)} of its {len(own)} parts from {args.source}')
-    left_out = [part for part in parts(base) if part not in own]
-    for kind, names in {'as initialised': fresh, 'not used': left_out}.items():
-        if names:
-            print(f'   {kind}: {", ".join(names)}')
+    print(f'=> {args.out}: {source.arch} from {args.source}')
+    if idle := unused(net):
+        print(f'   as initialised: {", ".join(idle)}')
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -111,12 +95,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
 
 
-def translated(state: Mapping[str, Tensor], base: nn.Module, source: Source, path: Path) -> dict[str, Tensor]:
+def translated(state: Mapping[str, Tensor], net: nn.Module, source: Source, path: Path) -> dict[str, Tensor]:
     """The library's state under our names, blocks still whole; UserError unless every name and shape fits.
 
-    `base` gives names and shapes. Files before PyTorch 0.4.1 lack batch norm's counts, which then start at 0.
+    `net` gives names and shapes. Files before PyTorch 0.4.1 lack batch norm's counts, which then start at 0.
     """
-    own, idle = joined(base), unused(base)
+    own, idle = joined(net), submodule_state_dict(net, unused(net)).keys()
     theirs = {name: renamed(name, source.names) for name in own if name not in idle}
     given = {renamed(name, source.old_names): value for name, value in state.items() if name not in idle}
     if len(given) < len(state.keys() - idle):
@@ -128,52 +112,18 @@ def translated(state: Mapping[str, Tensor], base: nn.Module, source: Source, pat
     return {name: given[theirs[name]] for name in theirs}
 
 
-def renamed(name: str, rules: Rules) -> str:
-    """What the first rule that matches all of the name makes of it."""
-    for pattern, replacement in rules:
-        found = re.fullmatch(pattern, name)
-        if found:
-            return found.expand(replacement)
-    return name
+def renamed(name: str, rule: Rule) -> str:
+    """What the rule makes of a name."""
+    return re.sub(*rule, name) if rule else name
 
 
-def unused(net: nn.Module) -> set[str]:
-    """The tensors of DLA's projections that nothing uses; the library spells them alike.
+def unused(net: nn.Module) -> list[str]:
+    """DLA's projections that nothing uses or trains, which the library spells alike.
 
-    timm's nets lack them. Files may hold them, untrained, and at other depths Elastic nets use projections of these
-    names: so they are never taken.
+    timm's nets lack them, and where files hold them they are not trained either.
     """
-    return {
-        tensor
-        for name, module in net.named_modules()
-        if isinstance(module, Tree) and module.depth > 1 and module.project is not None
-        for tensor in submodule_state_dict(net, [f'{name}.project'])
-    }
-
-
-def parts(module: nn.Module, path: str = '') -> list[str]:
-    """The modules that are taken whole or not at all: blocks, and layers or flat sequences of layers outside of them.
-
-    Those of a ResNeXt: conv1, bn1, layer1.0, layer1.1, ..., fc.
-    """
-    children = list(module.named_children())
-    if isinstance(module, TwoBranch) or not any(list(child.children()) for _, child in children):
-        return [path] if module.state_dict() else []
-    return [part for name, child in children for part in parts(child, f'{path}.{name}' if path else name)]
-
-
-def take(net: nn.Module, whole: Mapping[str, Tensor]) -> list[str]:
-    """Load every part all of whose tensors are there in its shapes; the parts that so stay as initialised."""
-    given = halved(net, whole)
-    state, fresh = net.state_dict(), []
-    for part in parts(net):
-        own = submodule_state_dict(net, [part])
-        if all(name in given and given[name].shape == value.shape for name, value in own.items()):
-            state |= {name: given[name] for name in own}
-        else:
-            fresh.append(part)
-    net.load_state_dict(state)
-    return fresh
+    modules = net.named_modules()
+    return [name for name, module in modules if name.endswith('.project') and not module[0].weight.requires_grad]
 
 
 if __name__ == '__main__':

@@ -6,14 +6,13 @@
 
 WEIGHTS holds files under their released names, side by side or in the authors' folders (imagenet_models, coco_models,
 pascal_models). The numbers are those that classify.py, multilabel_classify.py and segment.py print. The tables go to
-stdout and into released.md, all numbers into released.json beside it, after every net. A net is not measured again
-unless its file, the data or --amp has changed since.
+stdout and into released.md, all numbers into released.json beside it, after every net. A net that is in released.json
+is not measured again: remove that file to start anew.
 """
 
-import hashlib
 import json
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -46,16 +45,12 @@ class Benchmark(NamedTuple):
     title: str
     script: ModuleType
     measures: dict[str, str]  # the script's name of a result -> its column; all in %
-    index: str  # files or folders below DIR that change when the test data does
 
 
-ERRORS = {'err1': 'Err@1', 'err5': 'Err@5'}
-SCORES = {name: name for name in (*NAMES, 'mAP')}
-IOU = {'miou': 'Mean IoU'}
 BENCHMARKS = {
-    'imagenet': Benchmark('ImageNet', classify, ERRORS, 'val/*'),
-    'coco': Benchmark('MS-COCO', multilabel_classify, SCORES, 'annotations/instances_val2014.json'),
-    'voc': Benchmark('PASCAL VOC', segment, IOU, 'VOC2012/list/val.txt'),
+    'imagenet': Benchmark('ImageNet', classify, {'err1': 'Err@1', 'err5': 'Err@5'}),
+    'coco': Benchmark('MS-COCO', multilabel_classify, {name: name for name in (*NAMES, 'mAP')}),
+    'voc': Benchmark('PASCAL VOC', segment, {'miou': 'Mean IoU'}),
 }
 
 IMAGENET_NETS = (
@@ -90,20 +85,22 @@ def make_parser() -> Parser:
 
 def main(args: Namespace) -> None:
     """Measure what has not been measured yet, then print the tables; UserError at the end if files could not be."""
-    files = find_files(args)
+    files, failed = find_files(args), []
     table, record = args.output / 'released.md', args.output / 'released.json'
-    check_writable(table)
-    check_writable(record)
+    check_writable(table, record)
     with lock(args.output), SignalHandler() as stop:
         rows = read_rows(record)
         for name, path in files.items():
-            expected, noted = identity(name, path, args), rows.get(name, {})
-            if 'error' in noted or not expected.items() <= noted.items():
-                rows[name] = {**measure(name, path, args), **expected}
-                write_files({table: tables(rows).encode(), record: json.dumps(rows, indent=1).encode() + b'\n'})
+            try:
+                if name not in rows:
+                    rows[name] = measure(name, path, args)
+                    write_files({table: tables(rows).encode(), record: json.dumps(rows, indent=1).encode() + b'\n'})
+            except UserError as error:
+                if str(path) not in str(error):  # of the data, for instance, which the other files need too
+                    raise
+                failed.append(str(error))
             stop.check()
     print(tables(rows), end='')
-    failed = [rows[name]['error'] for name in files if 'error' in rows[name]]
     if failed:
         raise UserError(f'{len(failed)} of {len(files)} files could not be measured: {"; ".join(failed)}')
 
@@ -125,19 +122,6 @@ def find_files(args: Namespace) -> dict[str, Path]:
     return files
 
 
-def identity(name: str, path: Path, args: Namespace) -> dict[str, str]:
-    """On what a net is measured: as long as this is the same, so are the numbers."""
-    task, _ = RELEASED[name]
-    return {'file': stamp([path]), 'data': stamp(getattr(args, task).glob(BENCHMARKS[task].index)), 'amp': args.amp}
-
-
-def stamp(paths: Iterable[Path]) -> str:
-    """A hash of where files are, how long, and when they were written."""
-    there = [(path.resolve(), path.stat()) for path in sorted(paths) if path.exists()]
-    facts = [(str(path), status.st_size, status.st_mtime_ns) for path, status in there]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
 def read_rows(record: Path) -> dict[str, Row]:
     """What earlier calls measured; UserError if the file is not theirs."""
     if not record.exists():
@@ -149,27 +133,25 @@ def read_rows(record: Path) -> dict[str, Row]:
 
 
 def measure(name: str, path: Path, args: Namespace) -> Row:
-    """Evaluate a file by its task's script: its row of the table, with `error` if the file cannot be evaluated.
-
-    Raises UserError for whatever else is wrong, such as the data, since that holds for the other files too.
-    """
-    (task, arch), reporter = RELEASED[name], ToolReporter(path.name)
+    """Evaluate a file by its task's script: its row of the table."""
+    task, arch = RELEASED[name]
     published, source = PUBLISHED.get(arch, ({}, '')) if task == 'imagenet' else ({}, '')
     with torch.device('meta'):
         net = TASKS[task][arch](num_classes=len(DATA_SETS[task]))
-    row = {'net': arch, 'parameters': count_parameters(net), 'macs': count_macs(net, IMAGE_SIZES[task])}
-    row |= {'published': published, 'source': source}
-
-    try:
-        own = script_arguments(task, arch, path, args)
-        measured = BENCHMARKS[task].script.main(own, reporter=lambda *_: reporter)
-    except UserError as error:
-        if str(path) not in str(error):
-            raise
-        reporter.say(f'not measured: {error}')
-        return {**row, 'error': ' '.join(str(error).split())}
-    difference = {key: measured[key] - value for key, value in published.items()}
-    return {**row, 'measured': measured, 'difference': difference, 'torch': torch.__version__, 'git': git_commit()}
+    own = script_arguments(task, arch, path, args)
+    measured = BENCHMARKS[task].script.main(own, reporter=lambda *_: ToolReporter(path.name))
+    return {
+        'net': arch,
+        'parameters': count_parameters(net),
+        'macs': count_macs(net, IMAGE_SIZES[task]),
+        'published': published,
+        'source': source,
+        'measured': measured,
+        'difference': {key: measured[key] - value for key, value in published.items()},
+        'amp': args.amp,
+        'torch': torch.__version__,
+        'git': git_commit(),
+    }
 
 
 def script_arguments(task: str, arch: str, path: Path, args: Namespace) -> Namespace:
@@ -188,32 +170,30 @@ def script_arguments(task: str, arch: str, path: Path, args: Namespace) -> Names
 
 def tables(rows: Mapping[str, Row]) -> str:
     """A table in markdown per task that has rows, in the order of the released files; '-' where nothing is known."""
-    tasks = [task for task in BENCHMARKS if task in {RELEASED[name][0] for name in rows}]
-    return '\n'.join(table(task, rows) for task in tasks)
+    tasks = {RELEASED[name][0] for name in rows}
+    return '\n'.join(table(task, rows) for task in BENCHMARKS if task in tasks)
 
 
 def table(task: str, rows: Mapping[str, Row]) -> str:
-    """The table of a task, and below it what was not measured and why."""
+    """The table of a task, and below it what it lacks."""
     columns = BENCHMARKS[task].measures
     names = [name for name, (of, _) in RELEASED.items() if of == task]
-    absent = [Path(name).name for name in names if name not in rows]
-    rows = [rows[name] for name in names if name in rows]
+    there = [rows[name] for name in names if name in rows]
     header = ['net', 'parameters (M)', f'GMACs at {IMAGE_SIZES[task]}', 'published (%)', 'source']
     header += [*(f'{column} (%)' for column in columns.values()), 'difference']
-    text = markdown.table(header, 'lrrll' + 'r' * len(columns) + 'l', [cells(row, columns) for row in rows])
-    notes = [f'- {row["net"]} was not measured: {row["error"]}' for row in rows if 'error' in row]
-    notes += [f'- {row["net"]} was measured with --amp {row["amp"]}.' for row in rows if row['amp'] != 'off']
-    notes += [f'- Files that were not there: {", ".join(absent)}.'] if absent else []
+    text = markdown.table(header, 'lrrll' + 'r' * len(columns) + 'l', [cells(row, columns) for row in there])
+    notes = [f'- {row["net"]} was measured with --amp {row["amp"]}.' for row in there if row['amp'] != 'off']
+    absent = ', '.join(Path(name).name for name in names if name not in rows)
+    notes += [f'- Files that were not measured: {absent}.'] if absent else []
     return '\n'.join([f'## {BENCHMARKS[task].title}', '', text, '', *notes]).rstrip() + '\n'
 
 
 def cells(row: Row, columns: Mapping[str, str]) -> list[str]:
     """A row of the table; published numbers and differences such as `Err@1 22.1, Err@5 6.0`."""
-    measured, difference = row.get('measured', {}), row.get('difference', {})
     published = ', '.join(f'{columns[key]} {value}' for key, value in row['published'].items())
-    differing = ', '.join(f'{columns[key]} {value:+.2f}' for key, value in difference.items())
+    differing = ', '.join(f'{columns[key]} {value:+.2f}' for key, value in row['difference'].items())
     cost = f'{row["parameters"] / 1e6:.2f}', f'{row["macs"] / 1e9:.3f}'
-    errors = [f'{measured[key]:.2f}' if measured else '-' for key in columns]
+    errors = [f'{row["measured"][key]:.2f}' for key in columns]
     return [row['net'], *cost, published or '-', row['source'] or '-', *errors, differing or '-']
 
 

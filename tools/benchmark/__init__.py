@@ -1,1 +1,1 @@
-"""Speed and memory of nets, speed of loaders, and the time to the first batch."""
+"""Speed and memory of nets, and speed of loaders."""

@@ -1,40 +1,31 @@
-"""How fast nets are tested and trained here, and in what memory; how fast pictures are loaded; how soon a run begins.
+"""How fast nets are tested and trained here, and in what memory; how fast pictures are loaded.
 
     python -m tools.benchmark                                    resnext50_elastic, tested on 16 images of 224 x 224
     python -m tools.benchmark --nets dla60x dla60x_elastic --rivals --train               training steps of two nets
-    python -m tools.benchmark --nets resnext50/segmenter --rivals deeplabv3_resnet50 --device cuda --amp bf16 --compile
-    python -m tools.benchmark --memory [NET ...]                 training segmenters, activations kept or recomputed
+    python -m tools.benchmark --nets resnext50/segmenter --rivals --device cuda --amp bf16 --compile
     python -m tools.benchmark --input                            the loaders alone, by number of workers
-    python -m tools.benchmark --startup [DIR]                    from launch to the first batch, of DIR or of a made set
 
 Nets are measured beside the same net run the reference's way (contiguous, float32, norms on their own) and beside
 torchvision's. The ways take turns, so that a machine that slows down for a while slows all of them; medians and ranges
 are printed, the peak of memory of each in a process of its own, and the share of what one large matrix product reaches
 in the same precision; torchvision's nets are compared with the first net's reference. On a GPU a turn is 20 steps or a
-second, and a net is in memory only in its turn. Loaders meet torchvision's usual pipeline on JPEGs of 500 x 375;
-without workers their rate is per second of a core's time, else per second. The set that --startup makes has as many
-names as ImageNet, hard links to a few pictures.
+second. Loaders meet torchvision's usual pipeline on JPEGs of 500 x 375; without workers their rate is per second of a
+core's time, else per second.
 
 A peak is of a process of its own: on a CPU of its resident memory, less what it needed before the net was built; on a
-GPU of what was allocated there. --memory takes those of two training steps in the first precision of --amp, and from
-the growth of two batches or more what 16 images take. ASPP, which cannot be trained on one, then has frozen norms.
+GPU of what was allocated there. Segmenters are trained with activations kept or, as segment.py does, recomputed; where
+batch norms cannot be trained on a single image, they are frozen.
 """
 
 import json
-import os
-import statistics
 from argparse import Namespace
-from contextlib import nullcontext
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import models
 from tools.benchmark import loaders, nets
-from tools.benchmark.nets import LAYOUTS, NETS, RIVALS, Work, ways_of
-from tools.benchmark.startup import STAGES, launch, made_set
+from tools.benchmark.nets import NETS, RIVALS, Work, ways_of
 from tools.benchmark.timing import in_words
 from tools.markdown import row as line
 from tools.markdown import table
@@ -44,16 +35,10 @@ from utils.errors import exit_cleanly
 from utils.files import check_writable, write_files
 from utils.loader import available_cores
 
-RECIPE = 16  # images per update of segmentation
-
 
 def make_parser() -> Parser:
     parser = Parser(__doc__)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument('--memory', nargs='*', choices=list(models.segmenters), metavar='NET',
-        help=f'measure the memory of training; default: {", ".join(models.segmenters)}')  # fmt: skip
-    what.add_argument('--input', action='store_true', help='measure the loaders')
-    what.add_argument('--startup', nargs='?', const='', metavar='DIR', help='measure the time to the first batch')
+    parser.add_argument('--input', action='store_true', help='measure the loaders, not nets')
     parser.add_argument('--rounds', type=positive_int, default=7, metavar='N', help='measurements of each way')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the numbers too')
     add = parser.add_argument_group('nets').add_argument
@@ -62,22 +47,15 @@ def make_parser() -> Parser:
         help=f"torchvision's nets beside them: {', '.join(RIVALS)}")  # fmt: skip
     add('--train', action='store_true', help='time training steps, else tests')
     add('--amp', nargs='+', choices=list(DTYPES), default=['off', 'bf16'], help='precisions')
-    add('--layout', nargs='+', choices=LAYOUTS, default=list(LAYOUTS[:1]), help='of feature maps')
     add('--compile', action='store_true', help='also compiled')
     add('-b', '--batch-size', type=positive_int, default=16, metavar='N', help='images at once')
     add('--image-size', type=positive_int, default=224, metavar='PIXELS', help='side of an image')
     add('--device', choices=['auto', 'cuda', 'mps', 'cpu'], default='auto', help='where')
     add('--all-gpus', action='store_true', help='on all visible GPUs, else on one')
-    add = parser.add_argument_group('--memory').add_argument
-    add('--batches', type=positive_int, nargs='+', default=[1, 2, 4], metavar='N', help='images a step')
-    add('--crop-size', type=positive_int, default=513, metavar='PIXELS', help='side of the images')
     add = parser.add_argument_group('--input').add_argument
     add('--workers', type=nonnegative_int, nargs='+', metavar='N', help='worker counts; default: 0 to all cores')
     add('--pictures', type=positive_int, default=48, metavar='N', help='different pictures')
-    add('--images', type=positive_int, default=512, metavar='N', help='loaded per round: links to the pictures')
-    add = parser.add_argument_group('--startup without DIR').add_argument
-    add('--classes', type=positive_int, default=1000, metavar='N', help='of the set that is made')
-    add('--per-class', type=positive_int, default=1281, metavar='N', help='its training images per class')
+    add('--images', type=positive_int, default=512, metavar='N', help='loaded per round: the pictures in turn')
     return parser
 
 
@@ -85,9 +63,7 @@ def main(args: Namespace) -> None:
     """Measure, print and note."""
     if args.json:
         check_writable(args.json)
-    report = report_input if args.input else report_nets
-    report = report_memory if args.memory is not None else report_startup if args.startup is not None else report
-    rows = report(args)
+    rows = report_input(args) if args.input else report_nets(args)
     if args.json:
         facts = {'args': vars(args), 'device': Compute(args.device).name, 'cores': available_cores()}
         noted = json.dumps({**facts, 'torch': torch.__version__, 'rows': rows}, default=str, indent=1) + '\n'
@@ -97,8 +73,7 @@ def main(args: Namespace) -> None:
 def report_nets(args: Namespace) -> list[dict[str, Any]]:
     """Measure nets and print them as a table."""
     work = Work(args.device, args.train, args.batch_size, args.image_size, args.all_gpus)
-    ways = ways_of(args.nets, args.rivals, args.amp, args.layout, args.compile)
-    rows = nets.measure(ways, work, args.rounds)
+    rows = nets.measure(ways_of(args.nets, args.rivals, args.amp, args.compile), work, args.rounds)
     done, rate = 'trained' if args.train else 'tested', 'images/s (range)'
     print(table([done, rate, 'times the reference', 'peak MiB', 'GFLOP/s', 'of a matrix product'], 'lrrrrr'))
     for row in rows:
@@ -111,47 +86,12 @@ def report_nets(args: Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def report_memory(args: Namespace) -> list[dict[str, Any]]:
-    """Measure two training steps, the first of which makes the momentum, and print their peaks in GiB."""
-    batches, rows = sorted(args.batches), []
-    follows = [f'{RECIPE} (from the growth)'] * (len(batches) > 1)
-    print(table(['net', 'activations', *batches, *follows], 'll' + 'r' * len(batches + follows)))
-    for arch, kind in product(args.memory or models.segmenters, ('kept', 'recomputed')):
-        works = [Work(args.device, True, batch, args.crop_size) for batch in batches]
-        peaks = [nets.training_peak(arch, kind == 'recomputed', args.amp[0], work) for work in works]
-        rows.append({'net': arch, 'activations': kind, 'peak_bytes': dict(zip(batches, peaks, strict=True))})
-        if follows:
-            growth = (peaks[-1] - peaks[-2]) / (batches[-1] - batches[-2])
-            peaks.append(peaks[-1] + growth * (RECIPE - batches[-1]))
-        print(line([arch, kind, *(f'{peak / 2**30:.1f}' for peak in peaks)]), flush=True)
-    return rows
-
-
 def report_input(args: Namespace) -> list[dict[str, Any]]:
     """Measure loaders and print them as a table."""
     workers = args.workers or range(available_cores() + 1)
     rows = loaders.measure(workers, args.pictures, args.images, args.rounds)
     cells = [[row['workers'], row['loader'], in_words(row, 0), f'{row["times_torchvision"]:.2f}'] for row in rows]
     print(table(['workers', 'loader', 'images/s (range)', "times torchvision's"], 'rlrr', cells))
-    return rows
-
-
-def report_startup(args: Namespace) -> list[dict[str, float]]:
-    """Launch runs of the folder that is named, or of one that is made, and print their seconds.
-
-    The first may have to make the index of a large folder, the others find it.
-    """
-    rows, made = [], None if args.startup else made_set(args.classes, args.per_class)
-    with made or nullcontext((args.startup, os.environ)) as (folder, environment):
-        if made:
-            print(f'{args.classes * args.per_class:,} training images in {args.classes:,} classes', flush=True)
-        print(table(['launched', *STAGES, 'seconds in all'], 'l' + 'r' * (len(STAGES) + 1)))
-        for number in range(args.rounds + 1):
-            rows.append(launch(folder, environment))
-            seconds = [f'{rows[-1][stage]:.2f}' for stage in (*STAGES, 'total')]
-            print(line(['again' if number else 'first', *seconds]), flush=True)
-    totals = [row['total'] for row in rows[1:]]
-    print(f'launched again: {statistics.median(totals):.2f} s ({min(totals):.2f} to {max(totals):.2f})')
     return rows
 
 

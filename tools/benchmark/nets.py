@@ -1,7 +1,7 @@
 """Nets at work, tested or trained: images per second, peak memory, and the share of what a matrix product reaches.
 
 Each way to run a net has a process of its own, since memory is managed for a whole process (utils/device.py), and is
-measured in rounds: a step on a CPU; on a GPU 20 steps, or those of a second, and its net is there only meanwhile.
+measured in rounds: a step on a CPU; on a GPU 20 steps, or those of a second, whose memory is freed for the next way.
 """
 
 import statistics
@@ -17,42 +17,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchvision import models as torchvision_models
-from torchvision.models import segmentation
 
 import models
 from models.cost import count_macs
 from models.norm import freeze_bn_layers, train_with_frozen_bn
 from tools.benchmark.timing import Apart, Step, interleaved, rates
 from utils.device import Compute, keep_freed_memory, pick_device
-from utils.trainer import Evaluator, TrainingStep
+from utils.trainer import Evaluator, Loss, TrainingStep
 
 MATRIX_SIDE = 2048  # on a CPU; a GPU needs a larger product to be busy
 ROUND = 20, 1.0  # on a GPU: steps, or seconds if they come first
-LAYOUTS = 'channels-last', 'contiguous'
 Build = Callable[[], nn.Module]
-
-
-class DeepLabV3(nn.Module):
-    """torchvision's with fresh weights and without its auxiliary head, returning the map alone."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = segmentation.deeplabv3_resnet50(weights_backbone=None, aux_loss=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """N x 3 x H x W -> N x classes x H x W."""
-        return self.net(x)['out']
-
 
 NETS: dict[str, Build] = {
     **models.classifiers,
     **{f'{name}/segmenter': build for name, build in models.segmenters.items()},
+    **{
+        f'{name}/segmenter/recomputed': partial(build, checkpoint_activations=True)
+        for name, build in models.segmenters.items()
+    },
 }
 RIVALS: dict[str, Build] = {
-    'resnext50_32x4d': torchvision_models.resnext50_32x4d,
-    'resnext101_32x8d': torchvision_models.resnext101_32x8d,
-    'densenet201': torchvision_models.densenet201,
-    'deeplabv3_resnet50': DeepLabV3,
+    name: getattr(torchvision_models, name) for name in ('resnext50_32x4d', 'resnext101_32x8d', 'densenet201')
 }
 
 
@@ -78,7 +64,6 @@ class Way:
     net: str
     build: Build
     amp: str = 'off'
-    layout: str = 'channels-last'
     compiled: bool = False
     reference: bool = False
     ours: bool = True
@@ -86,93 +71,80 @@ class Way:
     def __str__(self) -> str:
         """The net, and in what this way differs from the default one."""
         kind = 'reference' if self.reference else self.amp
-        others = [self.layout] * (self.layout != LAYOUTS[0] and not self.reference) + ['compiled'] * self.compiled
-        return ', '.join([self.net if self.ours else f"torchvision's {self.net}", kind, *others])
+        return ', '.join([self.net if self.ours else f"torchvision's {self.net}", kind, *['compiled'] * self.compiled])
 
     def compute(self, device: str, all_gpus: bool = False) -> Compute:
         """Where and how it runs."""
-        is_last = self.layout == LAYOUTS[0]
-        return Compute(device, self.amp, channels_last=is_last, compile=self.compiled, all_gpus=all_gpus)
+        return Compute(device, self.amp, channels_last=not self.reference, compile=self.compiled, all_gpus=all_gpus)
 
 
-def ways_of(nets: list[str], rivals: list[str], amps: list[str], layouts: list[str], compiled: bool) -> list[Way]:
+def ways_of(nets: list[str], rivals: list[str], amps: list[str], compiled: bool) -> list[Way]:
     """The reference's way and ours for each net; torchvision's nets; each also compiled where asked."""
-    kinds = list(product(amps, layouts, (False, True)[: 1 + compiled]))
-    ours = [way for net in nets for way in (reference_way(net), *(Way(net, NETS[net], *kind) for kind in kinds))]
-    return ours + [Way(net, RIVALS[net], *kind, ours=False) for net in rivals for kind in kinds]
-
-
-def reference_way(net: str) -> Way:
-    """How the reference runs a net."""
-    return Way(net, NETS[net], layout=LAYOUTS[1], reference=True)
+    kinds = list(product(amps, (False, True)[: 1 + compiled]))
+    ways = []
+    for net in nets:
+        ways += [Way(net, NETS[net], reference=True), *(Way(net, NETS[net], *kind) for kind in kinds)]
+    return ways + [Way(net, RIVALS[net], *kind, ours=False) for net in rivals for kind in kinds]
 
 
 def measure(ways: list[Way], work: Work, rounds: int) -> list[dict[str, Any]]:
-    """A row of numbers for each way, and the rate of a large matrix product in each precision, in the same rounds."""
+    """A row of numbers for each way, and the rate of a large matrix product in each precision, in the same rounds.
+
+    torchvision's nets are compared with the first net's reference.
+    """
     amps, device = dict.fromkeys(way.amp for way in ways), pick_device(work.device)
     products = {f'matrix product, {amp}': matrix_product(work.device, amp) for amp in amps}
     with ExitStack() as stack:
-        own = {way: stack.enter_context(Apart(str(way), turn_of, device, way, work)) for way in ways}
-        turns = {str(way): turn for way, turn in own.items()} | {name: turn for name, (turn, _) in products.items()}
-        seconds = interleaved(turns, rounds, warm_up=2, clock=None)
-        peaks = {way: turn.peak() for way, turn in own.items()}
+        own = {str(way): stack.enter_context(Apart(str(way), turn_of, device, way, work)) for way in ways}
+        seconds = interleaved(own | {name: turn for name, (turn, _) in products.items()}, rounds, warm_up=2)
+        peaks = {name: turn.peak() for name, turn in own.items()}
     reached = {name: rates(operations, seconds[name])['median'] for name, (_, operations) in products.items()}
-    rows = [row(way, peak, seconds, reached, work) for way, peak in peaks.items()]
+    medians, rows = {name: statistics.median(times) for name, times in seconds.items()}, []
+    for way in ways:
+        name, reference = str(way), f'{way.net if way.ours else ways[0].net}, reference'
+        flops = work.operations(way.build) / medians[name]
+        rows.append(
+            {
+                'name': name,
+                **rates(work.batch_size, seconds[name]),
+                'times_reference': medians[reference] / medians[name] if reference in medians else None,
+                'peak_bytes': peaks[name],
+                'flops': flops,
+                'of_matrix_product': flops / reached[f'matrix product, {way.amp}'],
+            }
+        )
     return rows + [{'name': name, 'flops': flops} for name, flops in reached.items()]
-
-
-def row(
-    way: Way, peak: int, seconds: dict[str, list[float]], reached: dict[str, float], work: Work
-) -> dict[str, float | str | None]:
-    """The numbers of a way. torchvision's nets are compared with the first net's reference."""
-    median = statistics.median(seconds[str(way)])
-    reference = str(reference_way(way.net)) if way.ours else next(iter(seconds))
-    flops = work.operations(way.build) / median
-    return {
-        'name': str(way),
-        **rates(work.batch_size, seconds[str(way)]),
-        'times_reference': statistics.median(seconds[reference]) / median if reference in seconds else None,
-        'peak_bytes': peak,
-        'flops': flops,
-        'of_matrix_product': flops / reached[f'matrix product, {way.amp}'],
-    }
 
 
 def turn_of(way: Way, work: Work) -> Step:
     """Rounds of training or testing, which return the seconds of a step."""
+    device = pick_device(work.device)
     if way.ours and not way.reference:
-        keep_freed_memory(pick_device(work.device))
-    training_step = training_step_of(way, work)
-    step, nets = step_of(training_step, way, work)
-    device, optimizer = training_step.compute.device, training_step.optimizer
+        keep_freed_memory(device)
+    step = step_of(way, work)
     if device.type != 'cuda':
         return lambda: round_of(step)
-    move(nets, optimizer, 'cpu')
-    return lambda: round_in_turn(step, nets, optimizer, device)
+
+    def turn() -> float:
+        step().item()  # allocates anew what the other ways had meanwhile
+        seconds = round_of(step, *ROUND)
+        torch.cuda.empty_cache()
+        return seconds
+
+    return turn
 
 
-def training_step_of(way: Way, work: Work) -> TrainingStep:
-    """The way's net, ready to learn; one that cannot be trained on so few images has frozen batch norms."""
+def step_of(way: Way, work: Work) -> Callable[[], Tensor]:
+    """A step, which returns a number of the device.
+
+    It trains, where there are too few images with frozen batch norms, or tests a batch: as our scripts do it or, of
+    other nets, calling them as they are.
+    """
     torch.manual_seed(0)
-    compute = way.compute(work.device, work.all_gpus)
-    model = compute.place(way.build())
+    compute, model = way.compute(work.device, work.all_gpus), way.build()
     if work.batch_size < getattr(model, 'smallest_batch', 1):
         freeze_bn_layers(model)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3, 0.9, fused=compute.device.type == 'cuda')
-    return TrainingStep(model, loss_of_first_class, compute, optimizer)
-
-
-def loss_of_first_class(outputs: Tensor, _: Any = None) -> Tensor:
-    """Cross-entropy of scores N x classes or maps N x classes x H x W, the same for every net."""
-    return cross_entropy(outputs, torch.zeros_like(outputs[:, 0], dtype=torch.int64))
-
-
-def step_of(training_step: TrainingStep, way: Way, work: Work) -> tuple[Callable[[], Tensor], list[nn.Module]]:
-    """A step, which returns a number of the device, and the nets that it needs there.
-
-    A step trains, or tests a batch: as our scripts do it or, of other nets, calling them as they are.
-    """
-    model, compute = training_step.model, training_step.compute
+    training_step = training_step_of(model, compute)
     images = compute.images(torch.randn(work.batch_size, 3, work.image_size, work.image_size))
 
     def train() -> Tensor:
@@ -186,43 +158,25 @@ def step_of(training_step: TrainingStep, way: Way, work: Work) -> tuple[Callable
 
     if work.train:
         train_with_frozen_bn(model)
-        return train, [model]
+        return train
     if way.ours and not way.reference:
-        tester = Evaluator(model, compute)
-        runner = tester.load()
-        return test, [model, tester.net]
-    runner = compute.runner(compute.place_for_test(model.eval()), train=False)
-    images = images.to(compute.dtype)
-    return test, [model]
+        runner = Evaluator(model, compute).load()
+    else:
+        runner = compute.runner(compute.place_for_test(model.eval()), train=False)
+        images = images.to(compute.dtype)
+    return test
 
 
-def training_peak(arch: str, recomputed: bool, amp: str, work: Work) -> int:
-    """Bytes that a segmenter and two training steps take."""
-    name = f'{arch}, {"recomputed" if recomputed else "kept"}, {work.batch_size} at a time'
-    with Apart(name, segmenter_step, pick_device(work.device), arch, recomputed, amp, work) as step:
-        step()
-        step()
-        return step.peak()
+def training_step_of(model: nn.Module, compute: Compute, loss: Loss | None = None) -> TrainingStep:
+    """The net, placed, as the scripts train it; unless `loss` is given with one that needs no targets."""
+    model = compute.place(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, fused=compute.device.type == 'cuda')
+    return TrainingStep(model, loss or loss_of_first_class, compute, optimizer)
 
 
-def segmenter_step(arch: str, recomputed: bool, amp: str, work: Work) -> Step:
-    """A training step of a segmenter, whose activations are kept or recomputed."""
-    build = partial(models.build_segmenter, arch, checkpoint_activations=recomputed)
-    way = Way(f'{arch}/segmenter', build, amp)
-    step, _ = step_of(training_step_of(way, work), way, work)
-    return lambda: step().item()
-
-
-def round_in_turn(
-    step: Callable[[], Tensor], nets: list[nn.Module], optimizer: torch.optim.Optimizer, device: torch.device
-) -> float:
-    """On a GPU, where the nets of all ways would not fit together: come, do a round and go."""
-    move(nets, optimizer, device)
-    step().item()  # allocates what the others will find
-    seconds = round_of(step, *ROUND)
-    move(nets, optimizer, 'cpu')
-    torch.cuda.empty_cache()
-    return seconds
+def loss_of_first_class(outputs: Tensor, _: Any = None) -> Tensor:
+    """Cross-entropy of scores N x classes or maps N x classes x H x W, the same for every net."""
+    return cross_entropy(outputs, torch.zeros_like(outputs[:, 0], dtype=torch.int64))
 
 
 def round_of(
@@ -235,17 +189,6 @@ def round_of(
         done += 1
     result.item()
     return (clock() - start) / done
-
-
-def move(nets: list[nn.Module], optimizer: torch.optim.Optimizer, device: str | torch.device) -> None:
-    """Take the net, as it is trained and tested, and what its optimizer remembers to a device.
-
-    Parameters stay the same objects with other data, so that nothing is compiled anew for them.
-    """
-    for net in nets:
-        net.to(device)
-    for state in optimizer.state.values():
-        state.update({name: value.to(device) for name, value in state.items() if isinstance(value, Tensor)})
 
 
 def matrix_product(device: str, amp: str) -> tuple[Step, float]:

@@ -5,7 +5,6 @@ import re
 import signal
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -20,18 +19,10 @@ STATUS = Path('/proc/self/status')
 Step = Callable[[], object]
 
 
-def interleaved(
-    ways: Mapping[str, Step], rounds: int, warm_up: int = 1, clock: Callable[[], float] | None = time.perf_counter
-) -> dict[str, list[float]]:
-    """Seconds of each way in each round, after `warm_up` rounds that do not count; without a clock ways return them."""
-    seconds = {name: [] for name in ways}
-    for number in range(warm_up + rounds):
-        for name, run in ways.items():
-            start = clock() if clock else 0
-            result = run()
-            if number >= warm_up:
-                seconds[name].append(clock() - start if clock else result)
-    return seconds
+def interleaved(turns: Mapping[str, Callable[[], float]], rounds: int, warm_up: int) -> dict[str, list[float]]:
+    """The seconds that each turn returns in each round, after `warm_up` rounds that do not count."""
+    done = [{name: turn() for name, turn in turns.items()} for _ in range(warm_up + rounds)]
+    return {name: [seconds[name] for seconds in done[warm_up:]] for name in turns}
 
 
 def rates(amount: float, seconds: Sequence[float]) -> dict[str, float]:

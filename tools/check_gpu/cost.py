@@ -1,11 +1,13 @@
 """Memory and speed: what segmentation takes, and how many images a second two nets get through."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
-from tools.benchmark.nets import NETS, RIVALS, Way, Work, measure, segmenter_step
+import models
+from tools.benchmark.nets import NETS, RIVALS, Way, Work, measure, step_of
 from tools.benchmark.timing import peak_memory
 from tools.check_gpu.result import Result
 
@@ -17,7 +19,8 @@ def segmentation_memory(
     device: torch.device, net: str = 'resnext50_elastic', batch: int = 16, side: int = 513, amp: str = 'off'
 ) -> Result:
     """The peak of a training step with recomputed activations; on a GPU without what trying algorithms takes."""
-    step = segmenter_step(net, True, amp, Work(device.type, True, batch, side))
+    way = Way(net, partial(models.build_segmenter, net, checkpoint_activations=True), amp)
+    step = step_of(way, Work(device.type, True, batch, side))
     step()
     if device.type == 'cuda':
         torch.cuda.synchronize(device)

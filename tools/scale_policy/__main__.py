@@ -10,6 +10,7 @@ beside it.
 """
 
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,20 @@ def main(args: Namespace) -> None:
     check_results(args.out)
     batches = (images for images, _ in make_loader(pictures, args, compute))
     policies = measure(compute.place(model), batches, args.image_size)
-    title = f'{identity.arch} at {args.image_size} x {args.image_size}'
-    noted = {'checkpoint': args.checkpoint, 'arch': identity.arch, 'image_size': args.image_size}
-    blocks = [{'name': block.name, 'stage': block.stage, 'sizes': block.sizes} for block in policies.blocks]
-    noted |= {'definition': DEFINITION, 'blocks': blocks}
+    noted = {
+        'checkpoint': args.checkpoint,
+        'arch': identity.arch,
+        'image_size': args.image_size,
+        'definition': DEFINITION,
+        'blocks': [{'name': block.name, 'stage': block.stage, 'sizes': block.sizes} for block in policies.blocks],
+    }
+    title = f'{identity.arch} at {args.image_size} x {args.image_size}: the scale each block prefers'
     if isinstance(pictures, Pictures):
-        figure = draw_pictures(title, policies, pictures)
-        noted['images'] = [image_numbers(policies, *image) for image in enumerate(map(str, pictures.paths))]
+        figure, found = draw_pictures(title, policies, pictures), {'images': image_numbers(policies, pictures.paths)}
     else:
         found = folder_numbers(policies, pictures)
-        figure, noted = draw_folder(title, policies, pictures, found['classes']), noted | found
-    write_results(figure, noted, args.out)
+        figure = draw_folder(title, policies, pictures, found['classes'])
+    write_results(figure, noted | found, args.out)
 
 
 def open_pictures(args: Namespace) -> Pictures | ImageFolder:
@@ -77,36 +81,35 @@ def open_pictures(args: Namespace) -> Pictures | ImageFolder:
     return open_folder(folders[0], transform) if folders else Pictures(args.images, transform)
 
 
-def image_numbers(policies: Policies, index: int, path: str) -> dict[str, Any]:
-    """One picture's sizes at every block, and its responses and shares at the elastic ones."""
-    shares, responses = policies.shares[index], policies.responses[index]
-    return {
-        'file': path,
-        'share': rounded(shares.mean()),
-        'sizes': ' '.join(policies.sizes(index)),
-        'shares': rounded(shares),
-        'full': rounded(responses[:, 0]),
-        'half': rounded(responses[:, 1]),
-    }
+def image_numbers(policies: Policies, paths: Iterable[object]) -> list[dict[str, Any]]:
+    """Of each picture the sizes at every block, and the responses and shares at the elastic ones."""
+    return [
+        {
+            'file': str(path),
+            'share': rounded(shares.mean()),
+            'sizes': ' '.join(policies.sizes(index)),
+            'shares': rounded(shares),
+            'full': rounded(responses[:, 0]),
+            'half': rounded(responses[:, 1]),
+        }
+        for index, (path, shares, responses) in enumerate(zip(paths, policies.shares, policies.responses, strict=True))
+    ]
 
 
 def folder_numbers(policies: Policies, pictures: ImageFolder) -> dict[str, Any]:
     """The pictures with their classes, those with the highest and lowest mean share, and for each class how many it
     has, their mean share, and of which part of them each elastic block prefers the full size."""
-    labels, names = torch.tensor(pictures.index.labels()), pictures.classes
-    members = {name: labels == label for label, name in enumerate(names)}
-    classes = {
-        name: {
+    labels, classes = torch.tensor(pictures.index.labels()), {}
+    for label, name in enumerate(pictures.classes):
+        member = labels == label
+        classes[name] = {
             'images': int(member.sum()),
             'share': rounded(policies.shares[member].mean()),
             'prefer_full': rounded(policies.prefers_full[member].float().mean(0)),
         }
-        for name, member in members.items()
-    }
-    images = [
-        image_numbers(policies, index, path) | {'class': names[label]}
-        for index, (path, label) in enumerate(pictures.index)
-    ]
+    images = image_numbers(policies, [path for path, _ in pictures.index])
+    for image, label in zip(images, labels, strict=True):
+        image['class'] = pictures.classes[label]
     files = [images[index]['file'] for index in policies.by_share()]
     return {'classes': classes, 'most': files[:-11:-1], 'least': files[:10], 'images': images}
 

@@ -1,4 +1,4 @@
-"""Pictures of scale policies: rows of cells beside images, and their distribution over classes."""
+"""Pictures of scale policies: rows of cells beside images, and classes by blocks."""
 
 import math
 from statistics import mean
@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from torch.utils.data import Dataset
 
@@ -26,7 +25,7 @@ def draw_pictures(title: str, policies: Policies, pictures: Dataset) -> Figure:
     count = min(len(pictures), MOST_ROWS)
     figure = Figure(figsize=(width_of(policies), 1.1 * count + 0.7), layout='constrained')
     some = f', the first {count} of {len(pictures)} pictures' * (count < len(pictures))
-    figure.suptitle(f'{title}: the scale each block prefers{some}', fontsize=10)
+    figure.suptitle(title + some, fontsize=10)
     draw_rows(figure, policies, pictures, list(range(count)))
     return figure
 
@@ -42,14 +41,9 @@ def draw_folder(title: str, policies: Policies, pictures: ImageFolder, classes: 
     heights = [0.24 * len(shown) + 1.3, 1.1 * len(ends) + 0.7]
     figure = Figure(figsize=(width_of(policies), sum(heights)), layout='constrained')
     above, below = figure.subfigures(2, 1, height_ratios=heights)
-    above.suptitle(f'{title}: the scale each block prefers, {len(pictures):,} pictures', fontsize=10)
-    left, right = above.subplots(1, 2, sharey=True, width_ratios=[width_of(policies) - 4, 2.5])
-    drawn = draw_preferences(left, policies.elastic, {name: classes[name]['prefer_full'] for name in shown})
-    above.colorbar(drawn, ax=left, pad=0.01).ax.tick_params(labelsize=7)
+    above.suptitle(f'{title}, {len(pictures):,} pictures', fontsize=10)
     some = f'; {len(shown)} of {len(classes)} classes' * (len(shown) < len(classes))
-    left.set_title(f'pictures that prefer full resolution (%), by block{some}', fontsize=9)
-    shares, labels = 100 * policies.shares.mean(1).numpy(), pictures.index.labels()
-    draw_spread(right, [shares[labels == pictures.classes.index(name)] for name in shown])
+    draw_preferences(above.subplots(), policies.elastic, {name: classes[name] for name in shown}, some)
     below.suptitle('The pictures that use full resolution most (above) and least (below)', fontsize=10)
     draw_rows(below, policies, pictures, list(ends))
     return figure
@@ -103,23 +97,14 @@ def mark_stages(panel: Axes, blocks: list[Block]) -> list[int]:
     return [own[0] for own in places.values()]
 
 
-def draw_preferences(panel: Axes, blocks: list[Block], classes: dict[str, list[float]]) -> AxesImage:
+def draw_preferences(panel: Axes, blocks: list[Block], classes: dict[str, Any], some: str) -> None:
     """How many of a class's pictures prefer full resolution at each elastic block, lines between the stages."""
-    full = 100 * np.array(list(classes.values()))
+    full = 100 * np.array([numbers['prefer_full'] for numbers in classes.values()])
     drawn = panel.imshow(full, cmap='RdBu', vmin=0, vmax=100, aspect='auto', interpolation='nearest')
-    panel.set_yticks(range(len(classes)), list(classes), fontsize=8)
-    panel.tick_params(length=0)
+    panel.figure.colorbar(drawn, ax=panel, pad=0.01).ax.tick_params(labelsize=7)
+    panel.set_title(f'pictures that prefer full resolution (%), by block{some}; mean share beside the name', fontsize=9)
+    names = [f'{name}  {numbers["share"]:.1%}' for name, numbers in classes.items()]
+    panel.set_yticks(range(len(names)), names, fontsize=8)
     for first in mark_stages(panel, blocks)[1:]:
         panel.axvline(first - 0.5, color='black', lw=0.8)
-    return drawn
-
-
-def draw_spread(panel: Axes, shares: list[np.ndarray]) -> None:
-    """How the mean shares of each class spread, in the rows of the classes."""
-    rows = range(len(shares))
-    panel.boxplot(
-        shares, orientation='horizontal', positions=rows, widths=0.6, flierprops={'ms': 2}, manage_ticks=False
-    )
-    panel.set_title('mean share of full resolution (%)', fontsize=9)
-    panel.tick_params(labelsize=8, left=False, labelleft=False)
-    panel.grid(alpha=0.3, axis='x')
+    panel.tick_params(length=0)
