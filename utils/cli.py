@@ -66,7 +66,6 @@ def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
     add('--dist-backend', choices=['nccl', 'gloo'], help='default: nccl on GPUs, gloo on CPUs')
     add('--dist-timeout', type=positive_int, default=600, metavar='SECONDS',
         help='after which a silent process is lost')  # fmt: skip
-    add('--average-bn', action='store_true', help='average running statistics over processes before each test')
     add('--sync-bn', action='store_true', help='normalize over the batches of all processes; GPUs only')
 
 
@@ -93,6 +92,7 @@ def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
     add('-j', '--workers', type=nonnegative_int, default=16, metavar='N', help="loading; at most the machine's cores")
     add('-p', '--print-freq', type=positive_int, default=117, metavar='N', help='iterations between two lines')
     add('-e', '--evaluate', action='store_true', help='evaluate on the validation set and exit')
+    add('--average-bn', action='store_true', help='average running statistics over processes before each test')
 
 
 def add_device_argument(add: Callable[..., argparse.Action]) -> None:
