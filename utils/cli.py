@@ -86,8 +86,8 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, nets: list[str], batch
 
 
 def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
-    """Input and reporting of the classifying scripts."""
-    add = parser.add_argument_group('input and reporting').add_argument
+    """Input, testing and reporting of the classifying scripts."""
+    add = parser.add_argument_group('input, testing and reporting').add_argument
     add('--image-size', type=at_least_32, default=224, metavar='PIXELS', help='side of the crop')
     add('-j', '--workers', type=nonnegative_int, default=16, metavar='N', help="loading; at most the machine's cores")
     add('-p', '--print-freq', type=positive_int, default=117, metavar='N', help='iterations between two lines')
