@@ -149,21 +149,26 @@ class DeviceLoader:
             worker_init_fn=worker_init_fn,
         )
         self.mean, self.std = (torch.tensor(values, device=compute.device) for values in (MEAN, STD))
+        # One for all epochs: no other stream takes over the memory that is kept for this one.
+        self.stream = torch.cuda.Stream(compute.device) if compute.device.type == 'cuda' else None
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
-        """All batches, or those from where training batches were told to seek. Raises a sample's UserError.
+        """All batches, or those from where training batches were told to seek. Raises a sample's UserError."""
+        return self._ahead(self.stream) if self.stream else map(self._placed, self._loaded())
 
-        Raises UserError, too, that names a worker that died, and its signal. A death shows in many ways, such as an
-        EOFError over a batch that was being handed over.
+    def _loaded(self) -> Iterator[Any]:
+        """The batches as workers make them; UserError that names one that died, and its signal.
+
+        That shows in many ways, such as an EOFError over a batch that was being handed over.
         """
         workers: list[multiprocessing.Process] = []
         try:
             batches = iter(self.loader)
             workers = multiprocessing.active_children()
-            yield from map(self._placed, batches)
+            yield from batches
         except (RuntimeError, EOFError, ConnectionError) as error:
             ending = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)
             dead = [worker for worker in workers if worker.sentinel in ending]
@@ -173,6 +178,21 @@ class DeviceLoader:
             code = dead[0].exitcode
             how = f'exited with status {code}' if code >= 0 else f'is killed by signal: {signal.strsignal(-code)}'
             raise _death_of_worker(f'DataLoader worker (pid {dead[0].pid}) {how}') from error
+
+    def _ahead(self, side: torch.cuda.Stream) -> Iterator[tuple[Tensor, Any]]:
+        """On a GPU: each batch is copied and normalized on a stream of its own, while the one before it is used."""
+        main, ready = torch.cuda.current_stream(side.device), None
+        for batch in self._loaded():
+            with torch.cuda.stream(side):
+                upcoming = self._placed(batch)
+            if ready is not None:
+                yield ready
+            main.wait_stream(side)
+            images, targets = ready = upcoming
+            for tensor in (images, targets) if isinstance(targets, Tensor) else (images, *targets):
+                tensor.record_stream(main)  # its memory is the side stream's, which must not reuse it too early
+        if ready is not None:
+            yield ready
 
     def _placed(self, batch: Any) -> tuple[Tensor, Any]:
         if isinstance(batch, UserError):
