@@ -62,7 +62,7 @@ def make_parser() -> Parser:
     add_segmentation_arguments(parser)
     add_run_arguments(parser)
     add_distributed_arguments(parser)
-    parser.set_defaults(**RECIPE, output=Path('data'), num_gpus=None, start_epoch=0)
+    parser.set_defaults(**RECIPE, output=Path('data'), num_gpus=None, start_epoch=0, average_bn=False)
     return parser
 
 

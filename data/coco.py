@@ -15,13 +15,9 @@ from torchvision import transforms
 
 from data.image_folder import pil_loader
 from utils.errors import UserError, named, reading
-from utils.form import NAME, Kind, fault
 from utils.multilabel import SIZES
 
 AREA_BOUNDS = 32**2, 96**2  # of pixels, as COCO's evaluation has them: small below the first, large from the second on
-FILE_NAME = Kind('the name of a file', lambda value: isinstance(value, str) and value.strip('./') != '')
-ID = Kind('an id', lambda value: isinstance(value, int | str))
-FORM = {'images': [{'id': ID, 'file_name': FILE_NAME}], 'categories': [{'id': ID, 'name': NAME}]}
 
 
 @dataclass(frozen=True)
@@ -73,28 +69,23 @@ def read_table(path: Path) -> Table:
     """
     if not path.is_file():
         raise UserError(f'no annotation file {path}')
-    with (
-        reading(f'{path}: not an annotation file of COCO, or a damaged one'),
-        contextlib.redirect_stdout(io.StringIO()),  # pycocotools reports its progress
-    ):
-        content = COCO(str(path)).dataset
-    images, categories, annotations = (content.get(key, []) for key in ('images', 'categories', 'annotations'))
-    if not images or not categories or not annotations:  # without the last, as image_info_*.json: all would be absent
-        raise UserError(f'{path}: lists no images, no categories or no annotations')
-    wrong = fault({'images': images, 'categories': categories}, FORM, 'content')
-    if wrong:
-        raise UserError(f'{path}: its {wrong}')
-    for note in annotations:
-        area = note.get('area')
-        if not (isinstance(area, int | float) and 0 <= area < 1e300):
-            raise UserError(f'{path}: annotation {note.get("id")} has the area {area}, not a number from 0 on')
-    rows = _places(path, annotations, 'image_id', [image['id'] for image in images])
-    columns = _places(path, annotations, 'category_id', [category['id'] for category in categories])
-    sizes = np.digitize(np.array([note['area'] for note in annotations], dtype=np.float64), AREA_BOUNDS)
-    present = np.zeros((len(images), len(SIZES), len(categories)), dtype=bool)
-    present[rows, sizes, columns] = True
-    files = np.array([image['file_name'] for image in images])
-    return Table(files, present, [category['name'] for category in categories])
+    with reading(f'{path}: not an annotation file of COCO, or a damaged one'):
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress
+            content = COCO(str(path)).dataset
+        images, categories, annotations = (content.get(key) for key in ('images', 'categories', 'annotations'))
+        if not images or not categories or not annotations:  # without the last, as image_info_*.json
+            raise UserError(f'{path}: lists no images, no categories or no annotations')
+        for note in annotations:
+            area = note.get('area')
+            if not (isinstance(area, int | float) and 0 <= area < 1e300):
+                raise UserError(f'{path}: annotation {note.get("id")} has the area {area}, not a number from 0 on')
+        rows = _places(path, annotations, 'image_id', [image['id'] for image in images])
+        columns = _places(path, annotations, 'category_id', [category['id'] for category in categories])
+        sizes = np.digitize(np.array([note['area'] for note in annotations], dtype=np.float64), AREA_BOUNDS)
+        present = np.zeros((len(images), len(SIZES), len(categories)), dtype=bool)
+        present[rows, sizes, columns] = True
+        files = np.array([str(image['file_name']) for image in images])
+        return Table(files, present, [str(category['name']) for category in categories])
 
 
 def _places(path: Path, annotations: list[dict], key: str, ids: list[int | str]) -> np.ndarray:

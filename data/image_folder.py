@@ -1,10 +1,10 @@
-"""ImageNet-like folders, FOLDER/CLASS/*.jpg, and the reference's augmentation and test crop."""
+"""ImageNet-like folders, FOLDER/CLASS/..., and the reference's augmentation and test crop."""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -13,13 +13,55 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import io, transforms
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.functional import pil_to_tensor
 
-from data.folder_index import FolderIndex, open_index
 from utils.errors import UserError, named, reading
 
 PRINTED_ABOUT = 'JPEG', 'MPO', 'TIFF'  # whose libraries print, past Python, what they find wrong
 AREA, ASPECT = [0.08, 1.0], [3 / 4, 4 / 3]  # of the reference's random crops
+
+
+class FolderIndex:
+    """Path and label of each picture below FOLDER/CLASS: classes, pictures and order are those of torchvision.
+
+    Paths are kept in an array: looking at strings of a list would copy them, reference count by reference count, into
+    each forked worker. Raises UserError if there is no class, a class holds no picture, or a folder cannot be read.
+    """
+
+    def __init__(self, folder: Path):
+        _, classes, _ = next(os.walk(folder, onerror=_refuse))
+        self.classes = sorted(classes)
+        pictures = [_pictures(os.path.join(folder, name)) for name in self.classes]
+        if not pictures:
+            raise UserError(f'{folder}: holds no class folder')
+        empty = [name for name, paths in zip(self.classes, pictures, strict=True) if not paths]
+        if empty:
+            raise UserError(f'{folder}: no picture in class {named(empty)} (looked for {", ".join(IMG_EXTENSIONS)})')
+        self.paths = np.array([os.fsencode(path) for paths in pictures for path in paths])
+        self._labels = np.repeat(np.arange(len(pictures)), [len(paths) for paths in pictures])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        return os.fsdecode(self.paths[index]), int(self._labels[index])
+
+    def labels(self) -> np.ndarray:
+        """The labels of all pictures."""
+        return self._labels
+
+
+def _pictures(folder: str) -> list[str]:
+    """The paths of the pictures in a class folder and in the folders in it."""
+    places = sorted(os.walk(folder, onerror=_refuse, followlinks=True))
+    paths = (os.path.join(place, name) for place, _, names in places for name in sorted(names))
+    return [path for path in paths if path.lower().endswith(IMG_EXTENSIONS)]
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """Raises UserError for a folder that cannot be read, whose pictures torchvision would leave out in silence."""
+    raise UserError(f'cannot read folder {error.filename}: {error.strerror}') from error
 
 
 class ImageFolder(Dataset):
@@ -86,7 +128,7 @@ def open_folder(
     """Open the pictures of `folder`, a folder per class; UserError if it or a class of it is empty or missing."""
     if not folder.is_dir():
         raise UserError(f'no folder {folder}')
-    return ImageFolder(open_index(folder), transform, load or pil_loader)
+    return ImageFolder(FolderIndex(folder), transform, load or pil_loader)
 
 
 def open_train_and_val(folder: Path, size: int) -> tuple[ImageFolder, ImageFolder]:

@@ -23,17 +23,6 @@ VOC = Path('VOCdevkit', 'VOC2012')
 VOC_LISTS = {'train': 'train_aug.txt', 'val': 'val.txt'}
 
 
-def make_folders(root: Path) -> None:
-    """Make every folder of the three layouts."""
-    for part in VOC_LISTS:
-        for name in CLASS_NAMES:
-            (root / 'imagenet' / part / name).mkdir(parents=True)
-        (root / 'coco' / f'{part}2014').mkdir(parents=True)
-    (root / 'coco' / 'annotations').mkdir()
-    for name in ('JPEGImages', 'SegmentationClassAug', 'list'):
-        (root / VOC / name).mkdir(parents=True)
-
-
 def write_scene(root: Path, part: str, number: int, scene: Scene) -> list[dict]:
     """Write a scene's pictures and mask (`part` is train or val); returns its annotations for write_index."""
     paths = {root / 'coco' / f'{part}2014' / coco_name(part, number): scene.picture}
@@ -42,9 +31,12 @@ def write_scene(root: Path, part: str, number: int, scene: Scene) -> list[dict]:
         left, top, right, bottom = thing.frame
         path = root / 'imagenet' / part / CLASS_NAMES[thing.label - 1] / f'{number:06d}_{index}.jpg'
         paths[path] = scene.picture[top:bottom, left:right]
+    mask = root / VOC / 'SegmentationClassAug' / f'{number:06d}.png'
+    for path in (*paths, mask):
+        path.parent.mkdir(parents=True, exist_ok=True)
     for path, picture in paths.items():
         Image.fromarray(picture).save(path, quality=JPEG_QUALITY)
-    mask_image(scene.mask).save(root / VOC / 'SegmentationClassAug' / f'{number:06d}.png')
+    mask_image(scene.mask).save(mask)
     return [annotation(number, index, thing) for index, thing in enumerate(scene.things)]
 
 
@@ -62,9 +54,11 @@ def write_index(root: Path, part: str, numbers: range, annotations: list[dict]) 
             {'id': label, 'name': name, 'supercategory': 'shape'} for label, name in enumerate(CLASS_NAMES, 1)
         ],
     }
-    (root / 'coco' / 'annotations' / f'instances_{part}2014.json').write_text(json.dumps(content))
     lines = [f'/JPEGImages/{number:06d}.jpg /SegmentationClassAug/{number:06d}.png\n' for number in numbers]
-    (root / VOC / 'list' / VOC_LISTS[part]).write_text(''.join(lines))
+    index, names = root / 'coco' / 'annotations' / f'instances_{part}2014.json', root / VOC / 'list' / VOC_LISTS[part]
+    for path, text in (index, json.dumps(content)), (names, ''.join(lines)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
 
 def coco_name(part: str, number: int) -> str:

@@ -8,11 +8,11 @@ was written with the same arguments.
 """
 
 import json
-import multiprocessing
 import signal
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ if not __package__:  # run as a file: the packages are in the folder above
 import numpy as np
 from tqdm import tqdm
 
-from data.layouts import make_folders, write_index, write_scene
+from data.layouts import write_index, write_scene
 from data.scenes import CLASS_NAMES, render_scene
 from utils.cli import Parser, positive_int, random_seed
 from utils.errors import UserError, exit_cleanly
@@ -66,7 +66,6 @@ def main(args: Namespace) -> None:
 
 def write_sample(root: Path, seed: int, scenes: dict[str, int], workers: int) -> None:
     """Write a set of so many scenes per part into the empty folder `root`."""
-    make_folders(root)
     first = 1
     with pool_map(workers) as map_:
         for part in PARTS:
@@ -101,21 +100,9 @@ def pool_map(workers: int) -> Iterator:
     if workers == 1:
         yield map
         return
-    # A worker told to end before it obeys would not end, and would be waited for: until then the signal waits.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        pool = multiprocessing.Pool(workers, initializer=_obey_parent)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    with pool:
-        yield partial(pool.imap, chunksize=8)
-
-
-def _obey_parent() -> None:
-    """A worker's signals: Ctrl-C is its parent's to obey, whose SIGTERM ends it; the parent may only note its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    ignoring = signal.SIGINT, signal.SIG_IGN  # Ctrl-C is their parent's to obey
+    with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=ignoring) as pool:
+        yield partial(pool.map, chunksize=8)
 
 
 if __name__ == '__main__':

@@ -19,11 +19,6 @@ def count_macs(model: nn.Module | Callable[[], nn.Module], size: int | tuple[int
     `model` is a net or its builder, `size` the side or (H, W). The net runs on the meta device with stand-ins for its
     tensors, so nothing is computed, and neither weights nor statistics change.
     """
-    return macs_of_modules(model, size)['']
-
-
-def macs_of_modules(model: nn.Module | Callable[[], nn.Module], size: int | tuple[int, int] = 224) -> dict[str, int]:
-    """As count_macs, of each module that has any, by its name; that of the net itself is empty."""
     with torch.device('meta'):
         net = model if isinstance(model, nn.Module) else model()
         # Two images, because BatchNorm in training mode refuses a single value per channel.
@@ -31,7 +26,4 @@ def macs_of_modules(model: nn.Module | Callable[[], nn.Module], size: int | tupl
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
         functional_call(net, {name: value.to('meta') for name, value in tensors.items()}, (images,))
-    # A multiply-accumulate is two operations. The counter calls the net by its class.
-    macs = {path: sum(counts.values()) // 2 // len(images) for path, counts in counter.get_flop_counts().items()}
-    own = {path.partition('.')[2]: number for path, number in macs.items() if path != 'Global'}
-    return own | {'': macs.get('Global', 0)}
+    return counter.get_total_flops() // 2 // len(images)  # a multiply-accumulate is two operations

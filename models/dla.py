@@ -100,16 +100,13 @@ class Tree(nn.Module):
         if self.depth > 1:
             x1 = self.tree1(x)
             return self.tree2(x1, *children, x1)
-        x1 = self.tree1(x, self._shortcut(x))
+        bottom = self._pool(x)
+        x1 = self.tree1(x, bottom if self.project is None else self.project(bottom))
         return self.root(self.tree2(x1, x1), x1, *children)
 
     def _pool(self, x: Tensor) -> Tensor:
         """Ceil mode: at an odd border the strided conv of tree1 rounds up as well."""
         return x if self.stride == 1 else F.max_pool2d(x, self.stride, ceil_mode=True)
-
-    def _shortcut(self, x: Tensor) -> Tensor:
-        bottom = self._pool(x)
-        return bottom if self.project is None else self.project(bottom)
 
 
 def conv_bn_relu(in_planes: int, planes: int, kernel: int, stride: int = 1) -> list[nn.Module]:

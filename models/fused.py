@@ -6,6 +6,7 @@ a convolution before it can take it in. Outputs are the same up to rounding; net
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -125,18 +126,6 @@ class ResNeXtBlock(nn.Module):
         return F.relu(self.selayer(self.branches(x)).add_(shortcut), inplace=True)
 
 
-class DLABlock(nn.Module):
-    """models.dla.Bottleneck."""
-
-    def __init__(self, block: dla.Bottleneck):
-        super().__init__()
-        self.branches = bottleneck_branches(block, relu=True)
-
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """As the block's."""
-        return self.branches(x, residual)
-
-
 class DLARoot(nn.Module):
     """models.dla.Root."""
 
@@ -207,7 +196,7 @@ RULES: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.Sequential: _fuse_sequence,
     resnext.Trunk: _fuse_trunk,
     resnext.Bottleneck: ResNeXtBlock,
-    dla.Bottleneck: DLABlock,
+    dla.Bottleneck: partial(bottleneck_branches, relu=True),
     dla.Root: DLARoot,
     densenet.DenseLayer: DenseLayer,
     deeplab.ASPP: _fuse_aspp,

@@ -4,9 +4,7 @@ import json
 import os
 import re
 import runpy
-import signal
 import sys
-import time
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -25,7 +23,6 @@ from data.voc import open_voc
 from data.voc_transforms import PadToSize
 from tests.conftest import Script
 from tests.pictures import write_fashion
-from utils.signals import SignalHandler
 
 SCENES = {'train': 12, 'val': 6}
 
@@ -55,23 +52,6 @@ def test_two_workers_write_the_same_bytes_and_a_second_call_writes_nothing(made,
     assert 'already' in capsys.readouterr().out
     assert times == {path: path.stat().st_mtime_ns for path in out.rglob('*')}
     assert [path.name for path in out.parent.iterdir()] == ['out']
-
-
-OBEY_PARENT = sample._obey_parent
-
-
-def late():
-    time.sleep(0.5)
-    OBEY_PARENT()
-
-
-def test_workers_end_when_told_though_their_parent_only_notes_signals(monkeypatch):
-    """A pool ends its workers by SIGTERM, even those that have just begun, and waits for them."""
-    with SignalHandler(), sample.pool_map(2) as map_:
-        assert list(map_(signal.getsignal, [signal.SIGTERM])) == [signal.SIG_DFL]
-    monkeypatch.setattr(sample, '_obey_parent', late)
-    with SignalHandler(), sample.pool_map(2):
-        pass
 
 
 def test_a_frame_holds_its_object_alone():

@@ -147,6 +147,8 @@ def stopped(classify, tmp_path, monkeypatch):
         ('--seed 2', {}, ' was trained with --seed 0, not 2: leave --seed out'),
         ('-b 4', {}, ' was saved inside an epoch of samples 36, micro-batch 4, accumulate 2; '),
         ('', {'step': 10}, ': its position is step 10 of an epoch of 36 samples'),
+        ('', {'step': -1}, ': its position is step -1 of an epoch of 36 samples'),
+        ('', {'plan': 5}, " has another form: 'int' object has no attribute 'items'"),
         ('', {'metrics': {}}, ": its metrics has another form: KeyError 'loss'"),
         ('', {'metrics': {'loss': {'sum': 1, 'count': None}}}, ': its metrics has another form: '),
         ('', {'statistics': {'bn3.running_mean': torch.zeros(16)}, 'metrics': None}, ' does not fit the net: missing'),

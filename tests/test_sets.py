@@ -33,9 +33,6 @@ def test_table_has_categories_in_the_files_order_and_empty_images(tmp_path, caps
         ('annotations', {'area': -1}, 'annotation 10 has the area -1'),
         ('annotations', {'area': float('inf')}, 'annotation 10 has the area inf'),
         ('images', {'id': 2}, 'two entries with the image id 2'),
-        ('images', {'id': 1.5}, 'its content.images[0].id is 1.5, not an id'),
-        ('images', {'file_name': '..'}, "its content.images[0].file_name is '..', not the name of a file"),
-        ('categories', {'name': None}, 'its content.categories[0].name is None, not a name'),
     ],
 )
 def test_wrong_entry_is_named(tmp_path, part, change, told):

@@ -7,9 +7,9 @@ seed, scaler, position, smooth_loss, processes). Files of 2019 hold only some of
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from models.norm import batch_norms, bn_buffers
 from utils.errors import UserError, named, reading
 from utils.files import written_whole
-from utils.form import ANYTHING, COUNT, NAME, NUMBER, TENSOR, Kind, fault, leaves, plain
 
 # NumPy scalars (a best error, say) are data; every other class in a pickle is refused.
 # Files written with NumPy 1 name its old module.
@@ -30,25 +29,22 @@ NUMPY_SCALARS = [
     (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
     (np._core.multiarray.scalar, 'numpy._core.multiarray.scalar'),
 ]
-# Epochs may be floats or tensors, counts of metrics have a form that only the task's metrics know, and the form of the
-# optimizer, which other programs may have saved otherwise, is looked at when it is needed.
-EPOCH = Kind(COUNT.words, lambda value: NUMBER.fits(value) and plain(value) % 1 == 0 and COUNT.fits(int(plain(value))))
-COUNTED = Kind(
-    'numbers', lambda value: all(leaf is None or TENSOR.fits(leaf) or NUMBER.fits(leaf) for _, leaf in leaves(value))
-)
-FORM = {
-    'state_dict': {str: TENSOR},
-    'epoch': EPOCH,
+# What a file may hold beside its state dict, in words and as a test; None counts as not there. Whoever uses an
+# optimizer, a scaler, a position or what processes have looks at what is within.
+NAME = 'a name', lambda value: isinstance(value, str)
+COUNT = 'a whole number from 0 on', lambda value: isinstance(value, Integral) and 0 <= value < 2**63
+DICT = 'a dict', lambda value: isinstance(value, Mapping)
+KINDS = {
+    'epoch': COUNT,
     'arch': NAME,
-    'optimizer': ANYTHING,
+    'optimizer': DICT,
     'task': NAME,
-    'classes': [NAME],
+    'classes': ('a list of names', lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value)),
     'seed': COUNT,
-    'scaler': {str: NUMBER},
-    'position': {'step': COUNT, 'plan': {str: COUNT}, 'metrics': COUNTED},
-    'smooth_loss': NUMBER,
-    'processes': [{'statistics': {str: TENSOR}, 'metrics': COUNTED}],
-    'best': {str: NUMBER},
+    'scaler': DICT,
+    'position': DICT,
+    'smooth_loss': ('a finite number', lambda value: isinstance(value, Real) and abs(value) < 1e300),
+    'processes': ('a list', lambda value: isinstance(value, list)),
 }
 # Of the tensors of a file; not complex, and not quantized.
 DTYPES = {
@@ -89,18 +85,13 @@ def read(path: str | os.PathLike) -> Checkpoint:
         raise UserError(f'{path}: a {type(content).__name__}, not a checkpoint')
     if 'state_dict' not in content:
         content = {'state_dict': content}
-    known = {name: content[name] for name in FORM if content.get(name) is not None}
-    known['best'] = {name: value for name, value in content.items() if _is_best(name, value)}
-    _check(path, known)
-    return Checkpoint(
-        **{
-            **known,
-            'path': path,
-            'state_dict': _without_prefix(known['state_dict']),
-            'epoch': int(plain(known['epoch'])) if 'epoch' in known else None,
-            'best': {name: float(plain(value)) for name, value in known['best'].items()},
-        }
-    )
+    known = {name: content[name] for name in KINDS if content.get(name) is not None}
+    _check(path, content['state_dict'], known)
+    if 'epoch' in known:
+        known['epoch'] = int(known['epoch'])
+    with reading(f'{path}: its best error is no number'):
+        best = {name: float(value) for name, value in content.items() if _is_best(name, value)}
+    return Checkpoint(path, _without_prefix(content['state_dict']), **known, best=best)
 
 
 def write(content: Mapping[str, Any], *paths: Path) -> None:
@@ -145,17 +136,31 @@ def _load(path: Path) -> Any:
             raise UserError(message) from error
 
 
-def _check(path: Path, known: Mapping[str, Any]) -> None:
-    """UserError that names the first value which is not as FORM says, or the first tensor that no net can hold."""
-    wrong = fault(known.get('state_dict'), FORM['state_dict'], 'state_dict')
-    if wrong or not known['state_dict']:
-        raise UserError(f'{path}: holds no state_dict of named tensors: {wrong or "it is empty"}')
-    for field_name, value in known.items():
-        tensors = ((name, leaf) for name, leaf in leaves(value, field_name) if isinstance(leaf, Tensor))
-        wrong = next((f'{name} {message}' for name, leaf in tensors if (message := _tensor_fault(leaf))), '')
-        wrong = wrong or fault(value, FORM[field_name], field_name)
-        if wrong:
-            raise UserError(f'{path}: its {wrong}')
+def _check(path: Path, state: Any, known: Mapping[str, Any]) -> None:
+    """UserError that names the first value which is not of its kind, or the first tensor that no net can hold."""
+    is_dict = isinstance(state, Mapping)
+    if not is_dict or not state or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise UserError(f'{path}: holds no state_dict of named tensors')
+    for name, leaf in _leaves({'state_dict': state, **known}):
+        if isinstance(leaf, Tensor) and (message := _tensor_fault(leaf)):
+            raise UserError(f'{path}: its {name} {message}')
+    for name, value in known.items():
+        words, fits = KINDS[name]
+        if not fits(value):
+            raise UserError(f'{path}: its {name} is not {words}')
+
+
+def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
+    """All that is within dicts and lists, however deep, once each, called by the way to it."""
+    waiting, seen = [('', value)], set()
+    while waiting:
+        name, value = waiting.pop()
+        if not isinstance(value, Mapping | list | tuple):
+            yield name, value
+        elif id(value) not in seen:  # a pickle's list may hold itself
+            seen.add(id(value))
+            pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+            waiting += [(f'{name}.{key}'.removeprefix('.'), item) for key, item in pairs]
 
 
 def _tensor_fault(value: Tensor) -> str:
@@ -179,17 +184,6 @@ def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prefixes = ('module.1.', 'module.', '')
     prefix = next(prefix for prefix in prefixes if all(name.startswith(prefix) for name in state))
     return {name.removeprefix(prefix): value for name, value in state.items()}
-
-
-# SGD's state as PyTorch saves it: what is kept of each parameter by its key, and the keys of each group.
-MOMENTUM = Kind(
-    'the state of a parameter of SGD',
-    lambda state: isinstance(state, dict) and (not state or isinstance(state.get('momentum_buffer', 0), Tensor | None)),
-)
-OPTIMIZER = {
-    'param_groups': [{'params': [Kind('the key of a parameter', lambda key: isinstance(key, int))]}],
-    'state': {int: MOMENTUM},
-}
 
 
 @dataclass(frozen=True)
@@ -299,27 +293,22 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoin
     saved = checkpoint.optimizer
     if saved is None:
         return
-    message = fault(saved, OPTIMIZER, 'optimizer')
-    if message:
-        raise UserError(f'{checkpoint.path}: its {message}')
-    keys = [key for group in saved['param_groups'] for key in group['params']]
-    momenta = [saved['state'].get(key, {}).get('momentum_buffer') for key in keys]
     parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
     norms = {parameter for norm in batch_norms(model) for parameter in norm.parameters()}
     others = [parameter for parameter in parameters if parameter not in norms]
-    if len(momenta) not in (len(parameters), len(others)):
-        raise UserError(f'{checkpoint.path}: optimizer of {len(momenta)} parameters, the net has {len(parameters)}')
-    aligned = parameters if len(momenta) == len(parameters) else others
-    for position, (momentum, parameter) in enumerate(zip(momenta, aligned, strict=True)):
-        _load_momentum(optimizer, parameter, momentum, f'{checkpoint.path}: momentum {position}')
-
-
-def _load_momentum(optimizer: torch.optim.Optimizer, parameter: Tensor, momentum: Tensor | None, where: str) -> None:
-    if momentum is None:
-        return
-    if momentum.shape != parameter.shape:
-        raise UserError(f'{where} is {tuple(momentum.shape)}, its parameter {tuple(parameter.shape)}')
-    optimizer.state[parameter]['momentum_buffer'] = torch.empty_like(parameter).copy_(momentum)
+    with reading(f'{checkpoint.path}: its optimizer has another form'):
+        keys = [key for group in saved['param_groups'] for key in group['params']]
+        momenta = [saved['state'].get(key, {}).get('momentum_buffer') for key in keys]
+        if len(momenta) not in (len(parameters), len(others)):
+            raise UserError(f'{checkpoint.path}: optimizer of {len(momenta)} parameters, the net has {len(parameters)}')
+        aligned = parameters if len(momenta) == len(parameters) else others
+        for position, (momentum, parameter) in enumerate(zip(momenta, aligned, strict=True)):
+            if momentum is None:
+                continue
+            if momentum.shape != parameter.shape:
+                shapes = f'{tuple(momentum.shape)}, its parameter {tuple(parameter.shape)}'
+                raise UserError(f'{checkpoint.path}: momentum {position} is {shapes}')
+            optimizer.state[parameter]['momentum_buffer'] = torch.empty_like(parameter).copy_(momentum)
 
 
 def _load_state(model: nn.Module, state: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:

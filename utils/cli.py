@@ -66,7 +66,6 @@ def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
     add('--dist-backend', choices=['nccl', 'gloo'], help='default: nccl on GPUs, gloo on CPUs')
     add('--dist-timeout', type=positive_int, default=600, metavar='SECONDS',
         help='after which a silent process is lost')  # fmt: skip
-    add('--average-bn', action='store_true', help='average running statistics over processes before each test')
     add('--sync-bn', action='store_true', help='normalize over the batches of all processes; GPUs only')
 
 
@@ -87,12 +86,13 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, nets: list[str], batch
 
 
 def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
-    """Input and reporting of the classifying scripts."""
-    add = parser.add_argument_group('input and reporting').add_argument
+    """Input, testing and reporting of the classifying scripts."""
+    add = parser.add_argument_group('input, testing and reporting').add_argument
     add('--image-size', type=at_least_32, default=224, metavar='PIXELS', help='side of the crop')
     add('-j', '--workers', type=nonnegative_int, default=16, metavar='N', help="loading; at most the machine's cores")
     add('-p', '--print-freq', type=positive_int, default=117, metavar='N', help='iterations between two lines')
     add('-e', '--evaluate', action='store_true', help='evaluate on the validation set and exit')
+    add('--average-bn', action='store_true', help='average running statistics over processes before each test')
 
 
 def add_device_argument(add: Callable[..., argparse.Action]) -> None:

@@ -177,7 +177,7 @@ class DeviceLoader:
             dead[0].join()  # else its end could be told once more, later
             code = dead[0].exitcode
             how = f'exited with status {code}' if code >= 0 else f'is killed by signal: {signal.strsignal(-code)}'
-            raise _lost(f'DataLoader worker (pid {dead[0].pid}) {how}') from error
+            raise _death_of_worker(f'DataLoader worker (pid {dead[0].pid}) {how}') from error
 
     def _ahead(self, side: torch.cuda.Stream) -> Iterator[tuple[Tensor, Any]]:
         """On a GPU: each batch is copied and normalized on a stream of its own, while the one before it is used."""
@@ -227,10 +227,10 @@ def told_of_workers() -> Iterator[None]:
         death = re.search(r'DataLoader worker \(pid.*?\) (is killed by signal|exited)[^.;]*', str(error))
         if not death:
             raise
-        raise _lost(death[0]) from error
+        raise _death_of_worker(death[0]) from error
 
 
-def _lost(message: str) -> UserError:
+def _death_of_worker(message: str) -> UserError:
     if hasattr(signal, 'SIGCHLD'):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise again as the other workers end
     cure = 'if memory ran out, as most often, give fewer --workers; --auto-resume goes on from the last checkpoint'

@@ -16,15 +16,10 @@ from tqdm import tqdm
 from utils.distributed import is_main_process
 from utils.errors import UserError
 from utils.files import write_figure
-from utils.form import ANYTHING, COUNT, NAME, fault
 from utils.metrics import Clock, Metrics, over_processes
 
 ROOT = Path(__file__).resolve().parent.parent
-# The lines of the log, and what old or shorter ones lack.
-START = {'checkpoint': NAME, 'from_epoch': COUNT}
-EPOCH = {'epoch': COUNT, 'train': {str: ANYTHING}, 'val': {str: ANYTHING}}
 COLORS = {'train': 'C0', 'val': 'C1'}  # of curves
-BEFORE = {'checkpoint': '', 'from_epoch': 0, 'train': {}, 'val': {}}
 
 
 class Reporter:
@@ -111,14 +106,9 @@ class Log:
         self.path, self.picture = folder / 'log.jsonl', folder / 'curves.png'
 
     def start(self, arguments: dict[str, Any], checkpoint: str, **facts: Any) -> None:
-        """Note a (re)start: arguments, git commit, torch version, and the checkpoint's name, which tells runs apart.
-
-        The curves are drawn of what was noted after they were, by a run killed in between.
-        """
-        behind = _changed(self.picture) < _changed(self.path)
+        """Note a (re)start: arguments, git commit, torch version, and the checkpoint's name, which tells runs apart."""
         self.note(args=arguments, checkpoint=checkpoint, git=git_commit(), torch=torch.__version__, **facts)
-        if behind and self.epochs():
-            self.draw()
+        self.draw()  # the last epoch's may be missing, of a run that was killed
 
     def note(self, **record: Any) -> None:
         """Append a line; UserError if the disk is full."""
@@ -133,27 +123,19 @@ class Log:
     def epochs(self) -> list[dict[str, Any]]:
         """One record per epoch of the latest run, in order; what it did again after going back counts once.
 
-        Runs share a folder if their checkpoints have different names.
+        Runs share a folder if their checkpoints have different names. Lines that were cut off by a kill, or that others
+        wrote, are left out.
         """
         runs, epochs = {}, {}
-        for record in self._records():
-            if 'args' in record:
-                run = record['checkpoint']
-                epochs = {n: done for n, done in runs.get(run, {}).items() if n < record['from_epoch']}
-                runs[run] = epochs
-            else:
-                epochs[record['epoch']] = record
-        return list(epochs.values())
-
-    def _records(self) -> Iterator[dict[str, Any]]:
-        """The lines of our form; not one that was cut off by a kill, nor a foreign one."""
         for line in self.path.read_bytes().splitlines():
-            with suppress(ValueError, RecursionError):
+            with suppress(Exception):  # whatever reading another line than ours raises
                 record = json.loads(line)
-                if isinstance(record, dict):
-                    record = BEFORE | record
-                    if not fault(record, START if 'args' in record else EPOCH, ''):
-                        yield record
+                if 'args' in record:
+                    before, run = record['from_epoch'], record['checkpoint']
+                    epochs = runs[run] = {n: done for n, done in runs.get(run, {}).items() if n < before}
+                else:
+                    epochs[record['epoch']] = record
+        return list(epochs.values())
 
     def draw(self) -> None:
         """Draw the curves of all epochs noted so far."""
@@ -182,11 +164,6 @@ def draw_curves(epochs: list[dict[str, Any]], picture: Path, columns: int = 4) -
         if place == 1:
             panel.legend()
     write_figure(figure, picture, dots_per_inch=100)
-
-
-def _changed(path: Path) -> int:
-    """When a file was last written, in ns; 0 if it is not there."""
-    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def git_commit() -> str | None:

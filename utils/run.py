@@ -20,27 +20,17 @@ from utils.logger import Log, Reporter
 from utils.metrics import Metrics
 from utils.signals import Stopped
 
-EPOCH = 2**32  # more steps than any epoch has
-
 
 class FiniteLoss:
     """Remembers, on the device, the first step whose loss was not finite; asking waits for the device."""
 
     def __init__(self, device: torch.device):
-        self.first_bad = torch.tensor(-1, device=device)  # epoch * EPOCH + step
+        self.first_bad = torch.tensor(-1, device=device)
 
-    def note(self, loss: Tensor, epoch: int, step: int) -> None:
+    def note(self, loss: Tensor, step: int) -> None:
         """Look at the loss () of a step, without waiting."""
         is_first = (self.first_bad < 0) & ~torch.isfinite(loss.detach())
-        self.first_bad = torch.where(is_first, epoch * EPOCH + step, self.first_bad)
-
-    def check(self, advice: str) -> None:
-        """UserError that names the first bad epoch and step of any process, if there is one, and gives the advice."""
-        bad = [place for place in all_gather_object(self.first_bad.item()) if place >= 0]
-        with together():
-            if bad:
-                epoch, step = divmod(min(bad), EPOCH)
-                raise UserError(f'the loss is not finite at epoch {epoch}, step {step}; {advice}')
+        self.first_bad = torch.where(is_first, step, self.first_bad)
 
 
 def check_weights(model: nn.Module) -> None:
@@ -121,7 +111,8 @@ class Run:
         """Start afresh, resume `found` or transfer it, and log the arguments; UserError if it fits neither way."""
         difference = found and head_mismatch(found, self.state.model, self.meta)
         if found and not difference:
-            self._resume(found)
+            with reading(f'{found.path} has another form'):
+                self._resume(found)
         else:
             self._start(found, difference)
         if is_main_process():
@@ -139,8 +130,15 @@ class Run:
         return metrics
 
     def check_finite(self) -> None:
-        """UserError if a loss was not finite; waits for the device."""
-        self.finite.check(f'last checkpoint: {self.newest}; a smaller --lr or another --amp may help')
+        """UserError that names the epoch's first step whose loss, in any process, was not finite; waits for the device.
+
+        It is called before an epoch's end, so that such a step is always of the epoch under way.
+        """
+        bad = [step for step in all_gather_object(self.finite.first_bad.item()) if step >= 0]
+        with together():
+            if bad:
+                advice = f'last checkpoint: {self.newest}; a smaller --lr or another --amp may help'
+                raise UserError(f'the loss is not finite at epoch {self.epoch}, step {min(bad)}; {advice}')
 
     def save_if_due(self) -> None:
         """Save inside an epoch, after an update, as often as --save-steps says."""
@@ -185,6 +183,8 @@ class Run:
         self.check_finite()
         with together():  # running statistics are each process's own
             check_weights(self.state.model)
+        inside = self.step > 0 and self.metrics is not None  # an epoch
+        counts = self.metrics.state_dict() if inside else None
         content = {
             'epoch': self.epoch,
             **asdict(self.meta),
@@ -192,11 +192,13 @@ class Run:
             'optimizer': self.state.optimizer.state_dict(),
             'scaler': self.state.scaler.state_dict(),
             'seed': self.seed,
-            'position': self._position(),
+            'position': {'step': self.step, 'plan': self.plan, 'metrics': counts} if inside else None,
             'smooth_loss': self.smooth_loss,
-            **self._processes(),
-            **self._best(),
         }
+        if is_distributed():  # what each process has of its own
+            statistics = {name: value.cpu() for name, value in bn_buffers(self.state.model).items()}
+            content['processes'] = all_gather_object({'statistics': statistics, 'metrics': counts})
+        content |= self._best()
         with together():
             if is_main_process():
                 checkpoint.write(content, *(self.folder / name for name in names[::-1]))
@@ -204,19 +206,6 @@ class Run:
 
     def _best(self) -> dict[str, float]:
         return {} if self.best is None else {f'best_{self.files.metric}': self.best}
-
-    def _processes(self) -> dict[str, list[dict[str, Any]]]:
-        """What each process of a job has of its own: running statistics, and counts inside an epoch."""
-        if not is_distributed():
-            return {}
-        own = {name: value.cpu() for name, value in bn_buffers(self.state.model).items()}
-        counts = None if self._position() is None else self.metrics.state_dict()
-        return {'processes': all_gather_object({'statistics': own, 'metrics': counts})}
-
-    def _position(self) -> dict[str, Any] | None:
-        if self.step == 0 or self.metrics is None:
-            return None
-        return {'step': self.step, 'plan': self.plan, 'metrics': self.metrics.state_dict()}
 
     def _start(self, found: Checkpoint | None, difference: str | None) -> None:
         own = sorted(path for path in self.folder.glob('*') if self.files.include(path.name, self.args.epochs))
@@ -236,13 +225,20 @@ class Run:
         seed = self.args.seed
         if seed is not None and found.seed not in (None, seed):
             raise UserError(f'{found.path} was trained with --seed {found.seed}, not {seed}: leave --seed out')
-        self._take_position(found)
+        if found.position:
+            self._take_position(found.position, found.path)
         resume(self.state.model, found)
-        self._take_own(found)
+        if found.processes and len(found.processes) == world_size():
+            own, buffers = found.processes[rank()], bn_buffers(self.state.model)
+            check_fit(buffers, own['statistics'], found.path)
+            for name, value in buffers.items():
+                value.copy_(own['statistics'][name])
+            self.metrics_state = own['metrics']
+        elif not is_main_process():  # of a job of another size: the first process goes on with what was saved
+            self.metrics_state = None
         load_optimizer(self.state.model, self.state.optimizer, found)
         if found.scaler and self.state.scaler.is_enabled():
-            with reading(f'{found.path}: its scaler has another form'):
-                self.state.scaler.load_state_dict(found.scaler)
+            self.state.scaler.load_state_dict(found.scaler)
         self.seed = (seed or 0) if found.seed is None else found.seed
         self.epoch = self.args.start_epoch if found.epoch is None else found.epoch
         self.smooth_loss, self.newest = found.smooth_loss, found.path
@@ -250,24 +246,11 @@ class Run:
             self.best = found.best.get(f'best_{self.files.metric}')
         self.reporter.say(f'=> resumed {found.path}: {self.epoch} epochs and {self.step} steps done')
 
-    def _take_position(self, found: Checkpoint) -> None:
-        if found.position is None:
-            return
-        if found.position['plan'] != self.plan:
-            old, new = (', '.join(f'{k} {v}' for k, v in p.items()) for p in (found.position['plan'], self.plan))
-            raise UserError(f'{found.path} was saved inside an epoch of {old}; it cannot go on with {new}')
-        self.step, self.metrics_state = found.position['step'], found.position['metrics']
+    def _take_position(self, position: dict[str, Any], path: Path) -> None:
+        if position['plan'] != self.plan:
+            old, new = (', '.join(f'{k} {v}' for k, v in p.items()) for p in (position['plan'], self.plan))
+            raise UserError(f'{path} was saved inside an epoch of {old}; it cannot go on with {new}')
+        self.step, self.metrics_state = int(position['step']), position['metrics']
         samples, micro_batch = self.plan['samples'], self.plan['micro-batch']
-        if self.step * micro_batch >= samples + micro_batch:
-            raise UserError(f'{found.path}: its position is step {self.step} of an epoch of {samples} samples')
-
-    def _take_own(self, found: Checkpoint) -> None:
-        """Go on with this process's own statistics and counts; a job of another size takes the first one's."""
-        if found.processes and len(found.processes) == world_size():
-            own, buffers = found.processes[rank()], bn_buffers(self.state.model)
-            check_fit(buffers, own['statistics'], found.path)
-            for name, value in buffers.items():
-                value.copy_(own['statistics'][name])
-            self.metrics_state = own['metrics']
-        elif not is_main_process():
-            self.metrics_state = None
+        if not 0 <= self.step * micro_batch < samples + micro_batch:
+            raise UserError(f'{path}: its position is step {self.step} of an epoch of {samples} samples')

@@ -134,7 +134,7 @@ def train_epoch(
     batches = reporter.bar(clock.measure(loader), steps, run.step, f'Epoch {run.epoch}')
     for step, (images, targets) in enumerate(batches, run.step):
         outputs, loss = training_step(step, images, targets)
-        run.finite.note(loss, run.epoch, step)
+        run.finite.note(loss, step)
         metrics.update(loss, outputs, targets)
         learning_rate = schedule(run.epoch + step / steps)
         if training_step.completes_update(step):

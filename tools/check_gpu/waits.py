@@ -65,7 +65,7 @@ def training_does_not_wait(
     def epoch() -> None:
         for step, (images, targets) in enumerate(loader):
             outputs, loss = training_step(step, images, targets)
-            finite.note(loss, 0, step)
+            finite.note(loss, step)
             metrics.update(loss, outputs, targets)
             training_step.optimizer_step(0.01)
 
