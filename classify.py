@@ -17,9 +17,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
-import models
 from data.image_folder import ImageFolder, eval_transform, open_folder, open_train_and_val
-from utils.checkpoint import CheckpointMeta
+from utils.checkpoint import CheckpointMeta, pretrained_classifier
 from utils.cli import (
     Parser,
     add_distributed_arguments,
@@ -51,7 +50,7 @@ def make_parser(description: str = __doc__, batch: str = 'samples per update') -
     """Make the parser of the arguments, whose defaults are the recipe."""
     parser = Parser(description)
     parser.add_argument('data', type=Path, metavar='DIR', help='folder with train/ and val/; to evaluate, with val/')
-    add_recipe_arguments(parser, list(models.classifiers), batch)
+    add_recipe_arguments(parser, batch)
     parser.add_argument('--decay-epochs', type=positive_int, metavar='N', help='epochs between divisions of lr by 10')
     add_loop_arguments(parser)
     add_run_arguments(parser)
@@ -68,8 +67,8 @@ def main(
         with together():
             train_set, val_set = open_sets(args)
             torch.manual_seed(args.seed or 0)
-            model = models.build_classifier(args.arch, len(val_set.classes))
-            files = Files(last or f'{args.arch}_checkpoint.pth.tar', best='model_best.pth.tar')
+            model = pretrained_classifier(args.arch, len(val_set.classes), args.pretrained)
+            files = Files(last or f'{args.arch.replace("/", "_")}_checkpoint.pth.tar', best='model_best.pth.tar')
             meta = CheckpointMeta('imagenet', args.arch, val_set.classes)
             trainer = Trainer(args, meta, files, model, cross_entropy, reporter)
         if args.evaluate:

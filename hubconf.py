@@ -3,6 +3,7 @@
     torch.hub.load(REPO, 'resnext50_elastic', checkpoint='model_best.pth.tar')             a classifier
     torch.hub.load(REPO, 'segmenter_resnext50_elastic', checkpoint='my_exp_epoch50.pth')   a segmenter
     torch.hub.load(REPO, 'dla60x', num_classes=10)                                         with fresh weights
+    torch.hub.load(REPO, 'elasticize', net=torchvision.models.resnext50_32x4d())           another library's net
 
 A net is called as in the registry of models/, a segmenter with `segmenter_` before its name. What is defined here
 without a leading underscore is an entry point, so that modules are imported, and neither classes nor functions.
@@ -14,6 +15,7 @@ from collections import abc
 from torch import nn
 
 import models
+from models.convert import elasticize  # noqa: F401  an entry point
 from tools import pretrained
 from utils import checkpoint as checkpoints
 from utils import errors

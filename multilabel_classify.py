@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from torch.optim import SGD
 
-import models
 from data.coco import MultiLabelImages, open_part, squashed
 from data.image_folder import RandomResizedCropFlip, check_same_classes
-from utils.checkpoint import CheckpointMeta
+from utils.checkpoint import CheckpointMeta, pretrained_classifier
 from utils.cli import (
     Parser,
     add_distributed_arguments,
@@ -56,7 +55,7 @@ def make_parser() -> Parser:
     parser.add_argument('--year', choices=['2014', '2017'], default='2014', help='of the folder and file names')
     parser.add_argument('--decay-epochs', type=nonnegative_int, nargs='+', metavar='N',
         help='epochs after each of which lr is divided by 10')  # fmt: skip
-    add_recipe_arguments(parser, list(models.classifiers))
+    add_recipe_arguments(parser)
     add_loop_arguments(parser)
     add_run_arguments(parser)
     add_distributed_arguments(parser)
@@ -71,8 +70,8 @@ def main(args: Namespace, reporter: Callable[[int, int], Reporter] = Reporter) -
             train_set, val_set = open_sets(args)
             classes = val_set.table.classes
             torch.manual_seed(args.seed or 0)
-            model = models.build_classifier(args.arch, len(classes))
-            files = Files(f'coco_{args.arch}_checkpoint.pth.tar')
+            model = pretrained_classifier(args.arch, len(classes), args.pretrained)
+            files = Files(f'coco_{args.arch.replace("/", "_")}_checkpoint.pth.tar')
             trainer = Trainer(args, CheckpointMeta('coco', args.arch, classes), files, model, multilabel_loss, reporter)
         val_metrics = partial(MultiLabelScores, classes=classes)
         if args.evaluate:

@@ -1,4 +1,8 @@
-"""The nets of the paper by name: `classifiers` and `segmenters` are the one list of them for scripts, tests, tables."""
+"""The nets of the paper by name: `classifiers` and `segmenters` are the one list of them for scripts, tests, tables.
+
+Those of other libraries are found among the classifiers, too, but not listed: torchvision/NAME, timm/NAME and, made
+elastic, each with _elastic behind it.
+"""
 
 from collections.abc import Callable
 
@@ -7,6 +11,7 @@ from torch import nn
 from models import deeplab, dla_up
 from models.densenet import densenet201, densenet201_elastic
 from models.dla import dla60x, dla60x_elastic, dla102x, dla102x_elastic
+from models.libraries import library_builder
 from models.resnext import (
     resnext50,
     resnext50_elastic,
@@ -16,20 +21,31 @@ from models.resnext import (
     se_resnext50_elastic,
 )
 
-classifiers: dict[str, Callable[..., nn.Module]] = {
-    'resnext50': resnext50,
-    'resnext50_elastic': resnext50_elastic,
-    'resnext101': resnext101,
-    'resnext101_elastic': resnext101_elastic,
-    'se_resnext50': se_resnext50,
-    'se_resnext50_elastic': se_resnext50_elastic,
-    'dla60x': dla60x,
-    'dla60x_elastic': dla60x_elastic,
-    'dla102x': dla102x,
-    'dla102x_elastic': dla102x_elastic,
-    'densenet201': densenet201,
-    'densenet201_elastic': densenet201_elastic,
-}
+
+class Classifiers(dict[str, Callable[..., nn.Module]]):
+    """Builders by name. A name with a slash is looked up in its library: ValueError if that has none of the name."""
+
+    def __missing__(self, name: str) -> Callable[..., nn.Module]:
+        return library_builder(name)
+
+    def __contains__(self, name: str) -> bool:
+        return super().__contains__(name) or '/' in name
+
+
+classifiers = Classifiers(
+    resnext50=resnext50,
+    resnext50_elastic=resnext50_elastic,
+    resnext101=resnext101,
+    resnext101_elastic=resnext101_elastic,
+    se_resnext50=se_resnext50,
+    se_resnext50_elastic=se_resnext50_elastic,
+    dla60x=dla60x,
+    dla60x_elastic=dla60x_elastic,
+    dla102x=dla102x,
+    dla102x_elastic=dla102x_elastic,
+    densenet201=densenet201,
+    densenet201_elastic=densenet201_elastic,
+)
 
 segmenters: dict[str, Callable[..., nn.Module]] = {
     'resnext50': deeplab.resnext50,

@@ -102,9 +102,11 @@ class TwoBranchBottleneck(TwoBranch):
         super().__init__(split, elastic)
         if elastic and stride != 1:
             raise ValueError('an elastic block keeps the resolution of its input')
-        if split:
-            width, groups = width // 2, groups // 2
-            self._add_branch('_d', in_planes, width, out_planes, stride=stride, groups=groups, dilation=dilation)
+        if split:  # by whole groups; of an odd number the high half has one more
+            low = groups // 2
+            low_width = width // groups * low
+            self._add_branch('_d', in_planes, low_width, out_planes, stride=stride, groups=low, dilation=dilation)
+            width, groups = width - low_width, groups - low
         self._add_branch('', in_planes, width, out_planes, stride=stride, groups=groups, dilation=dilation)
 
     def _add_branch(self, suffix: str, in_planes: int, width: int, out_planes: int, **conv2) -> None:
@@ -120,15 +122,21 @@ class TwoBranchBottleneck(TwoBranch):
 
     def hi(self, x: Tensor) -> Tensor:
         """N x in_planes x H x W -> N x out_planes x H/stride x W/stride."""
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
-        return self.conv3(x)
+        return self.conv3(self.hi_features(x))
 
     def lo(self, x: Tensor) -> Tensor:
         """N x in_planes x H x W -> N x out_planes x H/stride x W/stride."""
+        return self.conv3_d(self.lo_features(x))
+
+    def hi_features(self, x: Tensor) -> Tensor:
+        """What conv3 is given of x."""
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(x)), inplace=True)
+
+    def lo_features(self, x: Tensor) -> Tensor:
+        """What conv3_d is given of x."""
         x = F.relu(self.bn1_d(self.conv1_d(x)), inplace=True)
-        x = F.relu(self.bn2_d(self.conv2_d(x)), inplace=True)
-        return self.conv3_d(x)
+        return F.relu(self.bn2_d(self.conv2_d(x)), inplace=True)
 
 
 @contextmanager

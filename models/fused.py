@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import deeplab, densenet, dla, resnext
+from models.converted import ConvertedBottleneck
 from models.elastic import TwoBranch, TwoBranchBottleneck, down, up
 
-Norm = nn.BatchNorm2d | nn.SyncBatchNorm
+NORMS = nn.BatchNorm2d, nn.SyncBatchNorm
 
 
 def fused(net: nn.Module) -> nn.Module:
@@ -26,7 +27,7 @@ def fused(net: nn.Module) -> nn.Module:
 class Conv(nn.Module):
     """relu(conv(x) + bias + other), relu and other where asked."""
 
-    def __init__(self, conv: nn.Conv2d, norm: Norm | None = None, relu: bool = False):
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, relu: bool = False):
         super().__init__()
         weight, bias = folded(conv, norm)
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -42,7 +43,7 @@ class Conv(nn.Module):
         return y.relu_() if self.relu else y
 
 
-def folded(conv: nn.Conv2d, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
+def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the conv with the norm behind it taken in."""
     if norm is None:
         return conv.weight, conv.bias
@@ -51,14 +52,14 @@ def folded(conv: nn.Conv2d, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
     return conv.weight * scale.view(-1, 1, 1, 1), bias if conv.bias is None else bias + scale * conv.bias
 
 
-def side_by_side(first: Conv, second: Conv) -> Conv:
-    """One conv for two of the same geometry, outputs one after the other; of the same input, or if grouped of two."""
+def side_by_side(first: Conv, second: Conv, same_input: bool) -> Conv:
+    """One conv for two of the same geometry, outputs one after the other, and inputs if they are two."""
     joint = copy.copy(first)
     joint._parameters = dict(first._parameters)
     joint.weight = nn.Parameter(torch.cat([first.weight, second.weight]), requires_grad=False)
     joint.bias = nn.Parameter(torch.cat([first.bias, second.bias]), requires_grad=False)
-    *rest, groups = first.geometry
-    joint.geometry = *rest, groups * (1 if groups == 1 else 2)
+    if not same_input:
+        joint.geometry = *first.geometry[:-1], first.geometry[-1] + second.geometry[-1]
     return joint
 
 
@@ -77,7 +78,8 @@ class Branches(nn.Module):
         super().__init__()
         if low and not block.elastic:
             halves = list(zip(high, low, strict=True))
-            high = [*(side_by_side(*pair) for pair in halves[:-1]), summed(*halves[-1])]
+            front = [side_by_side(*pair, same_input=place == 0) for place, pair in enumerate(halves[:-1])]
+            high = [*front, summed(*halves[-1])]
         self.high = nn.ModuleList(high)
         self.low = nn.Sequential(*low) if block.elastic else None
 
@@ -126,6 +128,21 @@ class ResNeXtBlock(nn.Module):
         return F.relu(self.selayer(self.branches(x)).add_(shortcut), inplace=True)
 
 
+class ConvertedBlock(nn.Module):
+    """models.converted.ConvertedBottleneck without an inner gate."""
+
+    def __init__(self, block: ConvertedBottleneck):
+        super().__init__()
+        self.se, self.branches = block.se, bottleneck_branches(block, relu=block.se is None)
+        self.downsample = None if block.downsample is None else fuse(block.downsample)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, children: None = None) -> Tensor:
+        """As the block's."""
+        if shortcut is None:
+            shortcut = x if self.downsample is None else self.downsample(x)
+        return self.branches(x, shortcut) if self.se is None else F.relu(self.se(self.branches(x)) + shortcut)
+
+
 class DLARoot(nn.Module):
     """models.dla.Root."""
 
@@ -165,10 +182,17 @@ def _fuse_children(module: nn.Module) -> nn.Module:
     return module
 
 
+def _fuse_converted(block: ConvertedBottleneck) -> nn.Module:
+    return _fuse_children(block) if block.gate_is_inner else ConvertedBlock(block)
+
+
 def _fuse_sequence(module: nn.Sequential) -> nn.Module:
+    if type(module).forward is not nn.Sequential.forward:
+        return _fuse_children(module)
     layers, result = [fuse(child) for child in module], []
     for layer in layers:
-        if isinstance(layer, Norm) and result and isinstance(result[-1], nn.Conv2d):
+        # By their very classes: other libraries' norms may hold an activation, their convs pad as they like.
+        if type(layer) in NORMS and result and type(result[-1]) is nn.Conv2d:
             result[-1] = Conv(result[-1], layer)
         elif isinstance(layer, nn.ReLU) and result and isinstance(result[-1], Conv):
             result[-1].relu = True
@@ -196,6 +220,7 @@ RULES: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.Sequential: _fuse_sequence,
     resnext.Trunk: _fuse_trunk,
     resnext.Bottleneck: ResNeXtBlock,
+    ConvertedBottleneck: _fuse_converted,
     dla.Bottleneck: partial(bottleneck_branches, relu=True),
     dla.Root: DLARoot,
     densenet.DenseLayer: DenseLayer,

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 import models
 from tools.branches import halved, joined
 from utils import checkpoint
-from utils.checkpoint import check_fit, submodule_state_dict
+from utils.checkpoint import check_fit, read_weights, submodule_state_dict
 from utils.cli import Parser
-from utils.errors import UserError, exit_cleanly, reading
+from utils.errors import UserError, exit_cleanly
 from utils.run import check_weights
 
 Rule = tuple[str, str] | None  # (pattern of a whole name, what it is called instead); other names stay
@@ -81,18 +81,6 @@ def main(args: Namespace) -> None:
     print(f'=> {args.out}: {source.arch} from {args.source}')
     if idle := unused(net):
         print(f'   as initialised: {", ".join(idle)}')
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of either format by name; nothing in it is executed. Raises UserError if it is damaged."""
-    if path.suffix != '.safetensors':
-        return checkpoint.read(path).state_dict
-    try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise UserError(f'{path}: to read it needs pip install safetensors') from None
-    with reading(f'cannot read {path}'):
-        return load_file(path)
 
 
 def translated(state: Mapping[str, Tensor], net: nn.Module, source: Source, path: Path) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import models
 from data.class_names import DATA_SETS, default_names
 from utils import checkpoint
 from utils.checkpoint import Checkpoint, CheckpointMeta, load_for_evaluation, resume, submodule_state_dict
+from utils.cli import classifier
 from utils.errors import UserError
 
 Builder = Callable[..., nn.Module]
@@ -27,7 +28,7 @@ IMAGE_SIZES = {'imagenet': 224, 'coco': 224, 'voc': 513}  # of the paper's tests
 
 def add_arch_argument(parser: ArgumentParser, **kwargs) -> None:
     """The net of a classifier's checkpoint, for open_classifier."""
-    options = {'choices': list(models.classifiers), 'metavar': 'ARCH', 'help': 'where the checkpoint does not say'}
+    options = {'type': classifier, 'metavar': 'ARCH', 'help': 'where the checkpoint does not say'}
     parser.add_argument('-a', '--arch', **options | kwargs)
 
 
@@ -67,7 +68,10 @@ def identify(found: Checkpoint, task: str | None, arch: str | None) -> tuple[str
     """Task and net of a checkpoint: as the file says, else as given, else as its tensors tell."""
     task, arch = _agreed(found, found.task, task), _agreed(found, found.arch, arch)
     possible = [
-        (of, name) for of, registry in TASKS.items() for name in registry if task in (None, of) and arch in (None, name)
+        (of, name)
+        for of, registry in TASKS.items()
+        for name in (registry if arch is None else [arch])
+        if task in (None, of) and name in registry
     ]
     if not possible:
         known = f'tasks are {", ".join(TASKS)}; nets {", ".join(TASKS.get(task, models.classifiers))}'

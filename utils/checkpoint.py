@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import models
 from models.norm import batch_norms, bn_buffers
 from utils.errors import UserError, named, reading
 from utils.files import written_whole
@@ -184,6 +185,30 @@ def _without_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prefixes = ('module.1.', 'module.', '')
     prefix = next(prefix for prefix in prefixes if all(name.startswith(prefix) for name in state))
     return {name.removeprefix(prefix): value for name, value in state.items()}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of either format by name; nothing in it is executed. Raises UserError if it is damaged."""
+    if path.suffix != '.safetensors':
+        return read(path).state_dict
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f'{path}: to read it needs pip install safetensors') from None
+    with reading(f'cannot read {path}'):
+        return load_file(path)
+
+
+def pretrained_classifier(name: str, num_classes: int, weights: Path | None) -> nn.Module:
+    """The classifier with fresh weights, or, for one of a library, those of a file of the library's."""
+    if weights is None:
+        return models.build_classifier(name, num_classes)
+    if '/' not in name:
+        raise UserError(f'--pretrained is for nets of libraries: for {name} use tools.import_weights, and --resume')
+    try:
+        return models.build_classifier(name, num_classes, weights=read_weights(weights))
+    except ValueError as error:
+        raise UserError(f'{weights} for {name}: {error}') from None
 
 
 @dataclass(frozen=True)

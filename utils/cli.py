@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
+import models
 from utils.device import DTYPES
 
 LARGEST = 2**31 - 1  # of whole numbers: products of two and an image's values are counted in 64 bits
@@ -54,7 +57,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add('--resume', type=optional_path, metavar='PATH', help='checkpoint to go on from, evaluate or transfer')
     add('--auto-resume', action='store_true', help="go on from the run's own last checkpoint, if there is one")
     add('--save-steps', type=nonnegative_int, default=0, metavar='N', help='save every N updates; 0: at epochs only')
-    parser.set_defaults(static_loss_scale=None, batch_per_gpu=False)  # both are docker_classify.py's
+    # The first two are docker_classify.py's, the last one the classifying scripts'.
+    parser.set_defaults(static_loss_scale=None, batch_per_gpu=False, pretrained=None)
 
 
 def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,10 +73,13 @@ def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
     add('--sync-bn', action='store_true', help='normalize over the batches of all processes; GPUs only')
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser, nets: list[str], batch: str = 'samples per update') -> None:
+def add_recipe_arguments(parser: argparse.ArgumentParser, batch: str = 'samples per update') -> None:
     """Net and optimization under the names of the reference. Defaults are the script's to set; `batch` is --help's."""
     add = parser.add_argument_group('recipe').add_argument
-    add('-a', '--arch', choices=nets, default='resnext50_elastic', metavar='ARCH', help=', '.join(nets))
+    nets = ', '.join(models.classifiers)
+    add('-a', '--arch', type=classifier, default='resnext50_elastic', metavar='ARCH',
+        help=f'{nets}; torchvision/NAME or timm/NAME, with _elastic behind it for its Elastic form')  # fmt: skip
+    add('--pretrained', type=Path, metavar='FILE', help="the library's weights of torchvision/NAME or timm/NAME")
     add('--epochs', type=nonnegative_int, metavar='N', help='epochs in all')
     add('--start-epoch', type=nonnegative_int, default=0, metavar='N',
         help="number of the first epoch; a resumed file's own wins")  # fmt: skip
@@ -98,6 +105,17 @@ def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
 def add_device_argument(add: Callable[..., argparse.Action]) -> None:
     """Where nets run; `add` is the add_argument of a parser or of a group of it."""
     add('--device', choices=['auto', 'cuda', 'mps', 'cpu'], default='auto', help='auto: the first of them there is')
+
+
+def classifier(name: str) -> str:
+    """The name of a classifier of models/ or of a library, which can be built."""
+    if name not in list(models.classifiers):
+        try:
+            with torch.device('meta'):
+                models.build_classifier(name)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return name
 
 
 def optional_path(text: str) -> Path | None:

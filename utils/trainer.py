@@ -228,9 +228,10 @@ class Trainer:
         """
         with together():
             found = find_checkpoint(self.args, self.files)
-            if found is None:
+            if found is not None:
+                load_for_evaluation(self.model, found, self.meta)
+            elif not self.args.pretrained:
                 raise UserError('--evaluate needs --resume PATH, the checkpoint to evaluate')
-            load_for_evaluation(self.model, found, self.meta)
         self._describe(f'{len(val_set):,} test', f'{self.micro_batch} at a time')
         loader = self._eval_loader(val_set, groups, share=True)
         with SignalHandler() as stop:

@@ -29,7 +29,7 @@ from tools.benchmark.nets import NETS, RIVALS, Work, ways_of
 from tools.benchmark.timing import in_words
 from tools.markdown import row as line
 from tools.markdown import table
-from utils.cli import Parser, nonnegative_int, positive_int
+from utils.cli import Parser, classifier, nonnegative_int, positive_int
 from utils.device import DTYPES, Compute
 from utils.errors import exit_cleanly
 from utils.files import check_writable, write_files
@@ -42,7 +42,8 @@ def make_parser() -> Parser:
     parser.add_argument('--rounds', type=positive_int, default=7, metavar='N', help='measurements of each way')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the numbers too')
     add = parser.add_argument_group('nets').add_argument
-    add('--nets', nargs='+', choices=list(NETS), default=['resnext50_elastic'], metavar='NET', help=', '.join(NETS))
+    add('--nets', nargs='+', type=net, default=['resnext50_elastic'], metavar='NET',
+        help=f'{", ".join(NETS)}; torchvision/NAME or timm/NAME, with _elastic behind it')  # fmt: skip
     add('--rivals', nargs='*', choices=list(RIVALS), default=['resnext50_32x4d'], metavar='NAME',
         help=f"torchvision's nets beside them: {', '.join(RIVALS)}")  # fmt: skip
     add('--train', action='store_true', help='time training steps, else tests')
@@ -57,6 +58,11 @@ def make_parser() -> Parser:
     add('--pictures', type=positive_int, default=48, metavar='N', help='different pictures')
     add('--images', type=positive_int, default=512, metavar='N', help='loaded per round: the pictures in turn')
     return parser
+
+
+def net(name: str) -> str:
+    """The name of a net of ours, or of a library's classifier."""
+    return name if name in NETS else classifier(name)
 
 
 def main(args: Namespace) -> None:

@@ -83,7 +83,8 @@ def ways_of(nets: list[str], rivals: list[str], amps: list[str], compiled: bool)
     kinds = list(product(amps, (False, True)[: 1 + compiled]))
     ways = []
     for net in nets:
-        ways += [Way(net, NETS[net], reference=True), *(Way(net, NETS[net], *kind) for kind in kinds)]
+        build = NETS.get(net) or models.classifiers[net]  # of a library
+        ways += [Way(net, build, reference=True), *(Way(net, build, *kind) for kind in kinds)]
     return ways + [Way(net, RIVALS[net], *kind, ours=False) for net in rivals for kind in kinds]
 
 

@@ -1,0 +1,107 @@
+"""Elastic for nets of other libraries: their grouped bottlenecks cut in halves, one of them at half the resolution.
+
+A bottleneck is relu(gate(norm(C(gate(relu(norm(B(relu(norm(A(x)))))))))) + shortcut(x)) with convs A 1x1, B 3x3, C 1x1,
+where one gate at most is a squeeze-and-excitation. It is found by the kinds and shapes of what a block holds, not by
+names or classes, and is tried: without scales it must give what the block gave before.
+"""
+
+import copy
+import math
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from models.converted import ConvertedBottleneck, Parts
+from models.cost import forward_on_meta
+
+PROBE = 224  # side of the picture by which the stages are told
+PLAIN = nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Identity  # kinds of what a block is made of, gate and shortcut apart
+
+
+def elasticize(
+    net: nn.Module, stages: Collection[int] | None = None, scales: bool = True, ungrouped: bool = False
+) -> nn.Module:
+    """Make blocks of torchvision's ResNeXt and RegNet, or timm's and its DLA-X, elastic: the net itself, changed.
+
+    Those of stride 1 in the stages named, 1 to 4 for a resolution of 1/4 to 1/32; by default in all but the last, as in
+    the paper. The parameters are the same, cut in halves by whole groups. Without `scales` so are the outputs. Convs B
+    in one group are cut in two only if `ungrouped`, because that changes the net. Raises ValueError that names the
+    first block that does not fit; the net is then as it was.
+    """
+    blocks, converted = blocks_of(net), {}
+    last = max((stage for _, stage, _ in blocks.values()), default=0)
+    for name, (block, stage, stride) in blocks.items():
+        if stride == 1 and (stage < last if stages is None else stage in stages):
+            try:
+                converted[name] = convert(block, scales, ungrouped)
+            except ValueError as error:
+                raise ValueError(f'{name} of {type(net).__name__} ({type(block).__name__}): {error}') from None
+    if not converted:
+        raise ValueError(f'{type(net).__name__} has no bottleneck of stride 1 in these stages')
+    for name, block in converted.items():
+        net.set_submodule(name, block)
+    return net
+
+
+def blocks_of(net: nn.Module) -> dict[str, tuple[nn.Module, int, int]]:
+    """By name the innermost modules, lists apart, of a 3x3 and other convolutions, each with its stage and stride."""
+    blocks, sides = {}, {}
+    for name, module in net.named_modules():
+        while isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and (name := name.rpartition('.')[0]):
+            owner = net.get_submodule(name)
+            if not isinstance(owner, nn.Sequential) and sum(isinstance(m, nn.Conv2d) for m in owner.modules()) > 1:
+                blocks[name] = owner
+                break
+
+    def note(block: nn.Module, inputs: tuple[Tensor | list[Tensor], ...], output: Tensor) -> None:
+        x = inputs[0] if isinstance(inputs[0], Tensor) else inputs[0][0]  # DenseNet's layers take lists
+        sides[block] = x.shape[-1], output.shape[-1]
+
+    handles = [block.register_forward_hook(note) for block in blocks.values()]
+    forward_on_meta(net, (PROBE, PROBE))
+    for handle in handles:
+        handle.remove()
+    return {
+        name: (block, round(math.log2(PROBE / sides[block][1])) - 1, sides[block][0] // sides[block][1])
+        for name, block in blocks.items()
+    }
+
+
+def parts_of(block: nn.Module) -> Parts:
+    """What the block holds; ValueError that says why it is no bottleneck."""
+    modules = dict(block.named_modules())
+    convs = {name: module for name, module in modules.items() if isinstance(module, nn.Conv2d)}
+    plain = [name for name, conv in convs.items() if conv.bias is None]
+    kernels = [convs[name].kernel_size[0] for name in plain]
+    place = max(kernels.index(3), 1) if 3 in kernels else 1
+    chosen = plain[place - 1 : place + 2]
+    gates = {name.rpartition('.')[0] for name in convs if name not in plain}
+    shortcuts = {name.partition('.')[0] for name in plain if name not in chosen}
+    apart = tuple(f'{name}.' for name in gates | shortcuts)
+    own = {name: module for name, module in modules.items() if not f'{name}.'.startswith(apart)}
+    strange = [name for name, module in own.items() if not any(module.children()) and not isinstance(module, PLAIN)]
+    norms = [module for module in own.values() if isinstance(module, nn.BatchNorm2d)]
+    if strange:
+        raise ValueError(f'{strange[0]} is a {type(modules[strange[0]]).__name__}')
+    if kernels[place - 1 : place + 2] != [1, 3, 1] or len(norms) != 3 or max(len(gates), len(shortcuts)) > 1:
+        raise ValueError('it is not made of convolutions 1x1, 3x3, 1x1, each with batch norm, and at most one gate')
+    gate, shortcut = (modules[next(iter(names))] if names else None for names in (gates, shortcuts))
+    inner = gate is not None and list(modules).index(next(iter(gates))) < list(modules).index(chosen[2])
+    return Parts([convs[name] for name in chosen], norms, gate, inner, shortcut)
+
+
+def convert(block: nn.Module, scales: bool, ungrouped: bool) -> ConvertedBottleneck:
+    """The block in two halves; ValueError unless it is a bottleneck, and a copy so cut gives what it gave."""
+    if parts_of(block).convs[1].groups == 1 and not ungrouped:
+        raise ValueError('to cut its 3x3 convolution of one group (ungrouped=True) would change the net')
+    whole = copy.deepcopy(block).double().eval()
+    (a, b, _), cut = parts_of(whole).convs, ConvertedBottleneck(parts_of(whole), elastic=False)
+    if b.groups == 1:  # without what the cut leaves out
+        width = cut.conv1.out_channels
+        b.weight.data[:width, width:] = b.weight.data[width:, :width] = 0
+    x = torch.rand(2, a.in_channels, 8, 8, generator=torch.Generator().manual_seed(0)).to(a.weight)
+    with torch.no_grad():
+        if not x.is_meta and not torch.allclose(cut(x), whole(x), rtol=1e-9, atol=1e-9):
+            raise ValueError('it computes something else than a bottleneck and its shortcut')
+    return ConvertedBottleneck(parts_of(block), scales)

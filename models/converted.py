@@ -1,0 +1,69 @@
+"""The block that models/convert.py makes of a bottleneck of another library."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.elastic import TwoBranchBottleneck, down, up
+
+
+class Parts(NamedTuple):
+    """What a block holds: convs A, B and C, the norm behind each, the gate, and the shortcut where it has weights."""
+
+    convs: list[nn.Conv2d]
+    norms: list[nn.BatchNorm2d]
+    gate: nn.Module | None
+    gate_is_inner: bool  # before C
+    shortcut: nn.Module | None
+
+
+class ConvertedBottleneck(TwoBranchBottleneck):
+    """relu(se(bn3(branch_sum(x))) + shortcut(x)); an inner gate weighs the channels that conv3 and conv3_d are given.
+
+    Of the parts' weights the first channels work at full resolution. What leads from half to half in a conv B of one
+    group is left out.
+    """
+
+    def __init__(self, parts: Parts, elastic: bool):
+        (a, b, c), (norm_a, norm_b, norm_c) = parts.convs, parts.norms
+        with a.weight.device:
+            axes = {'dilation': b.dilation[0], 'elastic': elastic}
+            super().__init__(a.in_channels, a.out_channels, c.out_channels, max(b.groups, 2), b.stride[0], **axes)
+        self.to(a.weight.dtype)
+        state, width = {}, self.conv1.out_channels
+        for name, module in {'conv1': a, 'bn1': norm_a, 'conv2': b, 'bn2': norm_b, 'conv3': c}.items():
+            for key, value in module.state_dict().items():
+                high, low = value.tensor_split([width], int(module is c)) if value.dim() else (value, value)
+                if module is b and b.groups == 1:
+                    high, low = high[:, :width], low[:, width:]
+                state[f'{name}.{key}'], state[f'{name}_d.{key}'] = high, low
+        self.load_state_dict(state)
+        for own, norm in (self.bn1, norm_a), (self.bn1_d, norm_a), (self.bn2, norm_b), (self.bn2_d, norm_b):
+            own.eps, own.momentum = norm.eps, norm.momentum
+        self.bn3, self.se, self.downsample = norm_c, parts.gate, parts.shortcut
+        self.gate_is_inner = parts.gate_is_inner
+        self.train(a.training)
+
+    def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the block sums: N x in x H x W -> two times N x out x H/stride x W/stride."""
+        if not self.gate_is_inner:
+            return super().branches(x)
+        high, low = self.hi_features(x), self.lo_features(down(x) if self.elastic else x)
+        squeeze, excite = (module for module in self.se.modules() if isinstance(module, nn.Conv2d))
+        means = torch.cat([features.mean((2, 3), keepdim=True) for features in (high, low)], 1)
+        factors = excite(F.relu(squeeze(means))).sigmoid().split([high.shape[1], low.shape[1]], 1)
+        half = self.conv3_d(low * factors[1])
+        return self.conv3(high * factors[0]), up(half, x.shape[-2:]) if self.elastic else half
+
+    def branch_sum(self, x: Tensor) -> Tensor:
+        """Their sum."""
+        return torch.add(*self.branches(x)) if self.gate_is_inner else super().branch_sum(x)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, children: None = None) -> Tensor:
+        """N x in x H x W -> N x out x H/stride x W/stride; the other two are what timm's DLA gives its blocks."""
+        if shortcut is None:
+            shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.bn3(self.branch_sum(x))
+        return F.relu((out if self.se is None or self.gate_is_inner else self.se(out)) + shortcut, inplace=True)

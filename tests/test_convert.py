@@ -1,0 +1,237 @@
+"""Nets of torchvision and timm made elastic: the same without scales, the paper's block with them, and how they run."""
+
+import copy
+import sys
+
+import pytest
+import timm
+import torch
+from timm.models import dla, regnet, resnet
+from torch import nn
+from torchvision import models as torchvision_models
+from torchvision.models.regnet import BlockParams, RegNet
+from torchvision.models.resnet import Bottleneck, ResNet
+
+import classify
+import hubconf
+import models
+from models.convert import elasticize
+from models.converted import ConvertedBottleneck
+from models.cost import count_macs, count_parameters
+from models.elastic import capture_branches
+from models.fused import fused
+from models.resnext import ResNeXt
+from tests.conftest import Script
+from tests.nets import noise
+from tests.runs import assert_same, content
+from utils import checkpoint
+
+DEPTHS = [1, 2, 2, 1]
+
+
+def torchvision_regnet(se_ratio=None):
+    return RegNet(BlockParams(DEPTHS, [16, 24, 40, 48], [8] * 4, [1.0] * 4, [2] * 4, se_ratio), num_classes=5)
+
+
+def timm_regnet(se_ratio=0.0):  # its stages have 2, 3, 5 and 8 groups
+    own = regnet.RegNetCfg(depth=7, w0=16, wa=8, wm=1.6, group_size=8, se_ratio=se_ratio)
+    return regnet.RegNet(own, num_classes=5)
+
+
+FAMILIES = {  # as shallow and narrow as the libraries' builders allow
+    'torchvision/resnext': lambda: ResNet(Bottleneck, DEPTHS, num_classes=5, groups=4, width_per_group=4),
+    'torchvision/regnet_x': torchvision_regnet,
+    'torchvision/regnet_y': lambda: torchvision_regnet(0.25),
+    'timm/resnext': lambda: resnet.ResNet(resnet.Bottleneck, DEPTHS, num_classes=5, cardinality=4, base_width=4),
+    'timm/seresnext': lambda: resnet.ResNet(
+        resnet.Bottleneck, DEPTHS, num_classes=5, cardinality=4, base_width=4, block_args={'attn_layer': 'se'}
+    ),
+    'timm/regnetx': timm_regnet,
+    'timm/regnety': lambda: timm_regnet(0.25),
+    'timm/dlax': lambda: dla.DLA(
+        [1, 1, 1, 2, 2, 1], [8, 8, 16, 32, 32, 64], cardinality=4, base_width=16, block=dla.DlaBottleneck, num_classes=5
+    ),
+}
+REAL = [
+    *(f'torchvision/{name}' for name in ('resnext50_32x4d', 'resnext101_32x8d', 'resnext101_64x4d')),
+    *(f'torchvision/{name}' for name in ('regnet_x_400mf', 'regnet_x_3_2gf', 'regnet_y_400mf', 'regnet_y_3_2gf')),
+    *(f'timm/{name}' for name in ('resnext50_32x4d', 'resnext50d_32x4d', 'seresnext50_32x4d', 'seresnext26d_32x4d')),
+    *(f'timm/{name}' for name in ('regnetx_004', 'regnety_004', 'regnety_032', 'dla60x', 'dla60x_c', 'dla102x')),
+]
+EVERY = [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in REAL)]
+
+
+def build(name):
+    """A net whose batch norms do something, in float64."""
+    torch.manual_seed(0)
+    net = (FAMILIES[name] if name in FAMILIES else models.classifiers[name])()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in module.weight.data, module.running_var:
+                tensor.uniform_(0.5, 1.5)
+            for tensor in module.bias.data, module.running_mean:
+                tensor.normal_(0, 0.1)
+    return net.double().eval()
+
+
+def converted(net):
+    return [module for module in net.modules() if isinstance(module, ConvertedBottleneck)]
+
+
+@pytest.mark.parametrize('name', EVERY)
+def test_without_scales_nothing_changes_and_with_them_it_costs_less(name):
+    net = build(name)
+    whole, halves, elastic = net, elasticize(copy.deepcopy(net), scales=False), elasticize(copy.deepcopy(net))
+    images = noise(2, 3, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        expected = whole(images)
+        torch.testing.assert_close(halves(images), expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
+        assert not torch.allclose(elastic(images), expected)
+        for made in halves, elastic:
+            torch.testing.assert_close(fused(made)(images), made(images), rtol=1e-9, atol=1e-9)
+    assert count_parameters(elastic) == count_parameters(halves) == count_parameters(net)
+    assert count_macs(elastic) < count_macs(halves) == count_macs(net)
+    assert converted(elastic) and all(block.elastic for block in converted(elastic))
+    assert len(converted(halves)) == len(converted(elastic)) and not any(block.elastic for block in converted(halves))
+    again = elasticize(build(name))
+    again.load_state_dict(elastic.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(images), elastic(images))
+
+
+@pytest.mark.parametrize('name', EVERY)
+def test_gradients_reach_every_parameter_and_branches_are_what_a_block_sums(name):
+    net, seen = elasticize(build(name)), []
+    images = noise(2, 3, 64, 64, dtype=torch.float64)
+    net.train()(images).square().sum().backward()
+    idle = [name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert not [name for name in idle if not name.endswith('conv1.bias')]  # of no family
+    with torch.no_grad(), capture_branches(net.eval(), lambda name, output, branches: seen.append(branches)):
+        net(images)
+    blocks = converted(net)
+    assert len(seen) == len(blocks)
+    sums = []
+    for block in blocks:
+        block.bn3.register_forward_hook(lambda module, inputs, output: sums.append(inputs[0]))
+    with torch.no_grad():
+        net(images)
+    for (full, half), total in zip(seen, sums, strict=True):
+        torch.testing.assert_close(full + half, total)
+
+
+def test_torchvisions_resnext_becomes_ours():
+    """Blocks of our ResNeXt with these depths, elastic in the same places, on the same weights."""
+    theirs = elasticize(build('torchvision/resnext'))
+    ours = ResNeXt(DEPTHS, 5, cardinality=4, base_width=4, elastic=True).double().eval()
+    whole = [block for block in ours.blocks() if not block.elastic]
+    state = theirs.state_dict()
+    for path, block in ours.named_modules():
+        if block in whole:  # which ours cuts, too
+            for layer, dimension in (('conv1', 0), ('bn1', 0), ('conv2', 0), ('bn2', 0), ('conv3', 1)):
+                for key, value in theirs.get_submodule(f'{path}.{layer}').state_dict().items():
+                    high, low = value.chunk(2, dimension) if value.dim() else (value, value)
+                    state[f'{path}.{layer}.{key}'], state[f'{path}.{layer}_d.{key}'] = high, low
+    ours.load_state_dict(state)
+    images = noise(2, 3, 65, 70, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images), ours(images), rtol=1e-9, atol=1e-9)
+
+
+def test_an_ungrouped_conv_is_cut_only_on_request():
+    net = ResNet(Bottleneck, DEPTHS, num_classes=5).double().eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match=r'^layer1\.0 of ResNet \(Bottleneck\): to cut its 3x3 convolution'):
+        elasticize(net)
+    assert_same(net.state_dict(), before)
+    elasticize(net, ungrouped=True)
+    assert torch.equal(net.layer2[1].conv2.weight, before['layer2.1.conv2.weight'][:64, :64])
+    assert torch.equal(net.layer2[1].conv2_d.weight, before['layer2.1.conv2.weight'][64:, 64:])
+    assert count_macs(net) < count_macs(ResNet(Bottleneck, DEPTHS, num_classes=5))
+
+
+def test_stages_are_those_of_the_resolution():
+    for stages, expected in ({1}, ['layer1.0']), ({2, 4}, ['layer2.1']), ({2, 3}, ['layer2.1', 'layer3.1']):
+        net = elasticize(build('timm/resnext'), stages)
+        assert [name for name, block in net.named_modules() if isinstance(block, ConvertedBottleneck)] == expected
+    with pytest.raises(ValueError, match='no bottleneck of stride 1'):
+        elasticize(build('timm/resnext'), {4})
+
+
+class Doubled(Bottleneck):
+    """Of the parts of a bottleneck, but another function of them."""
+
+    def forward(self, x):
+        return super().forward(x) + x.mean()
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda: torchvision_models.resnet18(), r'layer1\.0 of ResNet \(BasicBlock\): it is not made of convolutions'),
+        (lambda: torchvision_models.mobilenet_v2(), r'features\.1 of MobileNetV2 .*: conv\.0\.2 is a ReLU6'),
+        (lambda: torchvision_models.densenet121(), r'denselayer1 of DenseNet \(_DenseLayer\): it is not made'),
+        (lambda: torchvision_models.vgg11(), 'VGG has no bottleneck of stride 1'),
+        (lambda: timm.create_model('regnetz_005'), r'of RegNet \(Bottleneck\): conv1\.bn\.act is a SiLU'),
+        (lambda: ResNet(Doubled, DEPTHS, groups=4, width_per_group=4), r'layer1\.0 .*something else than a bottleneck'),
+    ],
+)
+def test_a_net_that_does_not_fit_is_refused_by_its_first_block(make, message):
+    with pytest.raises(ValueError, match=message):
+        elasticize(make())
+
+
+def test_a_library_net_is_trained_resumed_bit_for_bit_and_tested(folder, tmp_path, capsys):
+    script = Script(classify, folder, '-a timm/regnety_002_elastic --image-size 32 -b 12 -g 1 -j 0 --device cpu')
+    name = 'timm_regnety_002_elastic_checkpoint.pth.tar'
+    script('--epochs', 2, '--output', tmp_path / 'a')
+    script('--epochs', 1, '--output', tmp_path / 'b')
+    script('--epochs', 2, '--output', tmp_path / 'b', '--auto-resume')
+    assert_same(*(content(tmp_path / run, name) for run in 'ab'))
+    assert checkpoint.read(tmp_path / 'a' / name).arch == 'timm/regnety_002_elastic'
+    capsys.readouterr()
+    script('--evaluate', '--resume', tmp_path / 'a' / name)
+    assert ' * Err@1' in capsys.readouterr().out
+
+
+def test_weights_of_the_library_are_taken_before_the_net_is_cut(folder, tmp_path, capsys):
+    """Of as many classes all of them, else all but the head's; they can be tested as they are."""
+    torch.manual_seed(3)
+    net = timm.create_model('regnety_002', num_classes=6)
+    torch.save(net.state_dict(), tmp_path / 'library.pth')
+    given = f'-a timm/regnety_002 --image-size 32 --device cpu --pretrained {tmp_path}/library.pth'
+    script = Script(classify, folder, given)
+    script('--evaluate')
+    assert ' * Err@1' in capsys.readouterr().out
+    state = net.state_dict()
+    for classes, fits in (6, True), (5, False):
+        own = models.build_classifier('timm/regnety_002', classes, weights=state)
+        assert torch.equal(own.s1.b1.conv1.conv.weight, net.s1.b1.conv1.conv.weight)
+        assert own.heads == ('head.fc',) and (own.head.fc.weight.shape[0] == 6) == fits
+    elastic = models.build_classifier('timm/regnety_002_elastic', 6, weights=state)
+    assert torch.equal(elastic.s3.b2.conv1.weight, net.s3.b2.conv1.conv.weight[: len(elastic.s3.b2.conv1.weight)])
+    del state['s1.b1.conv1.conv.weight']
+    torch.save(state, tmp_path / 'library.pth')
+    assert 's1.b1.conv1.conv.weight' in script.error(capsys, '--evaluate')
+    assert '--pretrained is for nets of libraries' in script.error(capsys, '--evaluate', '-a', 'resnext50')
+
+
+@pytest.mark.parametrize(
+    ('arch', 'message'),
+    [
+        ('torchvision/nothing', 'torchvision has no net nothing'),
+        ('elsewhere/resnet50', "unknown classifier 'elsewhere/resnet50'"),
+        ('timm/resnet50_elastic', 'layer1.0 of ResNet (Bottleneck): to cut'),
+        ('resnext5', "unknown classifier 'resnext5'; known are resnext50"),
+    ],
+)
+def test_names_that_cannot_be_built(arch, message, folder, capsys):
+    assert message in Script(classify, folder).error(capsys, '-a', arch)
+
+
+def test_without_timm_one_line_says_so(monkeypatch, folder, capsys):
+    monkeypatch.setitem(sys.modules, 'timm', None)
+    assert 'which is not installed: pip install timm' in Script(classify, folder).error(capsys, '-a', 'timm/dla60x')
+
+
+def test_torch_hub_offers_it():
+    assert hubconf.elasticize is elasticize
