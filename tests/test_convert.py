@@ -1,6 +1,7 @@
 """Nets of torchvision and timm made elastic: the same without scales, the paper's block with them, and how they run."""
 
 import copy
+import json
 import sys
 
 import pytest
@@ -22,8 +23,12 @@ from models.elastic import capture_branches
 from models.fused import fused
 from models.resnext import ResNeXt
 from tests.conftest import Script
-from tests.nets import noise
+from tests.nets import assert_equals_eager, noise
 from tests.runs import assert_same, content
+from tools import stress_test
+from tools.export import export
+from tools.pretrained import load_net
+from tools.scale_policy import __main__ as scale_policy
 from utils import checkpoint
 
 DEPTHS = [1, 2, 2, 1]
@@ -190,7 +195,15 @@ def test_a_library_net_is_trained_resumed_bit_for_bit_and_tested(folder, tmp_pat
     assert checkpoint.read(tmp_path / 'a' / name).arch == 'timm/regnety_002_elastic'
     capsys.readouterr()
     script('--evaluate', '--resume', tmp_path / 'a' / name)
-    assert ' * Err@1' in capsys.readouterr().out
+    error = capsys.readouterr().out.split(' * Err@1 ')[1].split()[0]
+    stress = Script(stress_test, tmp_path / 'a' / name, f'{folder} --image-size 32 --factors 1 --device cpu')
+    stress('--out', tmp_path / 'stress.png')
+    assert f'{float(error):.2f}' in capsys.readouterr().out
+    pictures = folder / 'val', '--image-size', 32, '--device', 'cpu', '--out', tmp_path / 'policy.png'
+    Script(scale_policy, tmp_path / 'a' / name)(*pictures)
+    assert len(json.loads((tmp_path / 'policy.json').read_text())['blocks']) == 3
+    net, _ = load_net(checkpoint.read(tmp_path / 'a' / name))
+    assert_equals_eager(export(net, tmp_path / 'net.pt2', 32), net, 32)
 
 
 def test_weights_of_the_library_are_taken_before_the_net_is_cut(folder, tmp_path, capsys):
