@@ -40,7 +40,8 @@ def test_flags_of_2019_are_there_and_all_mean_the_same_in_both_spellings(name):
     flags = named_flags(PARSERS[name])
     assert set(OF_2019[name].split()) <= flags.keys()
     for flag, action in flags.items():
-        value = [] if action.nargs == 0 else [(action.choices or ['57'])[-1]]
+        choices = ['dla60x'] if flag == '--arch' else action.choices or ['57']
+        value = [] if action.nargs == 0 else [choices[-1]]
         expected = parse(name, flag, *value)
         for spelt in flag, '--' + flag[2:].replace('-', '_'):
             assert parse(name, spelt, *value) == expected, spelt
@@ -64,7 +65,7 @@ def test_beginnings_of_flags_and_values_as_they_are(script, given, name, value):
     assert getattr(PARSERS[script].parse_args(given), name) == value
 
 
-OF_TEXT = '--exp', '--data', '--output', '--resume', '--dist-url'
+OF_TEXT = '--arch', '--pretrained', '--exp', '--data', '--output', '--resume', '--dist-url'
 OUT_OF_BOUNDS = 10**39, '9' * 400, -1, 'nan'  # of every number
 BEYOND_ITS_OWN = {
     '--batch-size': (0,), '--image-size': (31, 2**31), '--crop-size': (0, 2**31), '--scales': ('1,0', '1,1e30'),
