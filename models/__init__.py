@@ -23,10 +23,12 @@ from models.resnext import (
 
 
 class Classifiers(dict[str, Callable[..., nn.Module]]):
-    """Builders by name. A name with a slash is looked up in its library: ValueError if that has none of the name."""
+    """Builders by name; one with a slash is looked up in its library. ValueError for a name that is none."""
 
     def __missing__(self, name: str) -> Callable[..., nn.Module]:
-        return library_builder(name)
+        if '/' in name:
+            return library_builder(name)
+        raise ValueError(f'unknown classifier {name!r}; known are {", ".join(self)}')
 
     def __contains__(self, name: str) -> bool:
         return super().__contains__(name) or '/' in name
@@ -59,15 +61,11 @@ segmenters: dict[str, Callable[..., nn.Module]] = {
 
 def build_classifier(name: str, num_classes: int = 1000, **kwargs) -> nn.Module:
     """The classifier of that name with fresh weights; `kwargs` go to its builder. Unknown names: ValueError."""
-    return _builder(classifiers, 'classifier', name)(num_classes=num_classes, **kwargs)
+    return classifiers[name](num_classes=num_classes, **kwargs)
 
 
 def build_segmenter(name: str, num_classes: int = 21, **kwargs) -> nn.Module:
     """The segmenter of that name with fresh weights; `kwargs` go to its builder. Unknown names: ValueError."""
-    return _builder(segmenters, 'segmenter', name)(num_classes=num_classes, **kwargs)
-
-
-def _builder(registry: dict[str, Callable[..., nn.Module]], kind: str, name: str) -> Callable[..., nn.Module]:
-    if name not in registry:
-        raise ValueError(f'unknown {kind} {name!r}; known are {", ".join(registry)}')
-    return registry[name]
+    if name not in segmenters:
+        raise ValueError(f'unknown segmenter {name!r}; known are {", ".join(segmenters)}')
+    return segmenters[name](num_classes=num_classes, **kwargs)

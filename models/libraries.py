@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from models.convert import elasticize
@@ -16,7 +17,7 @@ def library_builder(name: str) -> Callable[..., nn.Module]:
     library, _, net = name.partition('/')
     plain = net.removesuffix(SUFFIX)
     if library not in ('torchvision', 'timm'):
-        raise ValueError(f'unknown classifier {name!r}')
+        raise ValueError(f'there is no classifier {name}')
     try:
         nets = importlib.import_module('timm' if library == 'timm' else 'torchvision.models')
     except ImportError as error:
@@ -35,7 +36,9 @@ def build(
 
     As in the nets of models/, `heads` names the layer that gives the scores. ValueError if another weight does not fit.
     """
-    net = make(num_classes=num_classes)
+    with torch.device('cpu'):  # torchvision's RegNets work out their widths by tensors, which meta has not
+        net = make(num_classes=num_classes)
+    net = net.to(torch.get_default_device())
     layers = [name for name, layer in net.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     net.heads = (layers[-1],)
     if weights is not None:

@@ -201,14 +201,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def pretrained_classifier(name: str, num_classes: int, weights: Path | None) -> nn.Module:
     """The classifier with fresh weights, or, for one of a library, those of a file of the library's."""
-    if weights is None:
-        return models.build_classifier(name, num_classes)
-    if '/' not in name:
+    if weights and '/' not in name:
         raise UserError(f'--pretrained is for nets of libraries: for {name} use tools.import_weights, and --resume')
+    given = {'weights': read_weights(weights)} if weights else {}
     try:
-        return models.build_classifier(name, num_classes, weights=read_weights(weights))
+        return models.build_classifier(name, num_classes, **given)
     except ValueError as error:
-        raise UserError(f'{weights} for {name}: {error}') from None
+        raise UserError(f'--arch {name}' + f' from {weights}' * bool(weights) + f': {error}') from None
 
 
 @dataclass(frozen=True)
