@@ -105,16 +105,17 @@ def test_errors_by_size_add_up():
 
 def test_the_nets_differ_as_in_the_paper_and_in_nothing_else_and_all_updates_are_done():
     """(3, 4, 6, 3) becomes (6, 8, 5, 3): the first two doubled, one fewer in the third, the last as it is."""
-    base, elastic, deep, narrow = study.NETS.values()
+    base, elastic, deep, narrow = study.RESNEXTS.values()
     first, second, third, fourth = base['depths']
     assert elastic['depths'] == deep['depths'] == narrow['depths'] == (2 * first, 2 * second, third - 1, fourth)
-    scales = {net: [block.elastic for block in study.build(net, 8).blocks()] for net in study.NETS}
+    scales = {net: [block.elastic for block in study.build(net, 8).blocks()] for net in study.RESNEXTS}
     assert scales.pop('elastic') == [True, True, False, True, True, True, False, True, False]
     assert not any(map(any, scales.values()))
     costs = study.costs(8)
     parameters, macs = ([cost[place] for cost in costs.values()] for place in (0, 1))
-    assert [round(number / 1e6, 2) for number in parameters] == [4.59, 4.47, 4.47, 4.15]
+    assert [round(number / 1e6, 2) for number in parameters[:4]] == [4.59, 4.47, 4.47, 4.15]
     assert parameters[1] == parameters[2] and macs[2] > 1.1 * macs[1]
+    assert parameters[4] == parameters[5] and macs[4] > macs[5]
     for equal in macs[1], macs[3]:
         assert equal == pytest.approx(macs[0], rel=0.01)
     assert macs[3] == pytest.approx(macs[1], rel=0.01)
@@ -136,14 +137,14 @@ def test_runs_are_noted_and_not_repeated_and_go_on_where_they_were_cut_off(quick
     quick()
     printed, out = capsys.readouterr().out, tmp_path / 'out'
     folders = [out / f'{data}_{net}_3' for data in study.CLASSES for net in study.NETS]
-    assert {path.parent for path in out.rglob('*.pth.tar')} == {folders[1], folders[5]}  # to look at
+    assert {path.parent for path in out.rglob('*.pth.tar')} == {folders[1], folders[7]}  # to look at
     assert (out / 'miniature.md').read_text() == printed
     noted, looks = (json.loads((out / f'miniature{name}.json').read_text()) for name in ('', '_policy'))
     assert noted['recipe']['updates'] == looks['recipe']['updates'] == QUICK.updates
     assert noted['results'] == [json.loads((folder / 'result.json').read_text()) for folder in folders]
-    assert [sum(result['pictures'].values()) for result in noted['results']] == [16] * 4 + [20] * 4
-    assert [len(epochs(folder)) for folder in folders] == [2] * 4 + [3] * 4  # with the line that begins a run
-    for look, result in zip(looks['looks'], noted['results'][1::4], strict=True):
+    assert [sum(result['pictures'].values()) for result in noted['results']] == [16] * 6 + [20] * 6
+    assert [len(epochs(folder)) for folder in folders] == [2] * 6 + [3] * 6  # with the line that begins a run
+    for look, result in zip(looks['looks'], noted['results'][1::6], strict=True):
         assert {name: result[name] for name in look['error']} == pytest.approx(look['error'])
     with monkeypatch.context() as patch:
         patch.setattr(study, 'Trainer', None)
@@ -161,6 +162,10 @@ def test_runs_are_noted_and_not_repeated_and_go_on_where_they_were_cut_off(quick
     assert sum('epoch' in record for record in epochs(folders[0])) == 1  # it was not trained again
     again = json.loads((folders[0] / 'result.json').read_text())
     assert again | {'seconds': 0} == noted['results'][0] | {'seconds': 0}
+    recipe = json.loads((out / 'recipe.json').read_text())
+    del recipe['nets']['regnety']  # a net that is added is no other recipe
+    (out / 'recipe.json').write_text(json.dumps(recipe))
+    quick('--source', tmp_path / 'nowhere')
     monkeypatch.setattr(miniature, 'RECIPE', replace(QUICK, lr=0.1))
     assert 'another recipe' in quick.error(capsys)
 
@@ -192,6 +197,7 @@ def test_wrong_seeds_and_a_table_that_cannot_be_written(quick, tmp_path, capsys)
 
 
 ERRORS = {'base': [30, 32, 37], 'elastic': [29, 29, 29], 'deep': [30, 30, 30], 'deep-equal-cost': [28, 30, 32]}
+ERRORS |= {'regnety': [40, 40, 40], 'regnety-elastic': [41, 41, 42]}
 THREE = [  # the thirds' errors are 10 below, 0 and 10 above that of all
     {'data': 'shapes', 'net': net, 'seed': seed, 'err1': all_, 'small': all_ - 10, 'medium': all_, 'large': all_ + 10}
     for net, errors in ERRORS.items()
@@ -213,19 +219,17 @@ def test_intervals_are_those_of_students_t():
 
 
 def test_tables_and_plot_of_given_results():
-    shuffled = THREE[::-1]  # differences are of one seed, whatever the order
-    errors, differences, claims = (part.splitlines() for part in report.tables(THREE, COSTS).split('\n\n'))
-    assert report.tables(shuffled[9:] + shuffled[6:9] + shuffled[3:6] + shuffled[:3], COSTS).split('\n\n')[1] == (
-        '\n'.join(differences)
-    )
+    shuffled = sorted(THREE, key=lambda result: -result['seed'])  # differences are of one seed, whatever the order
+    errors, differences, claims = (part.splitlines() for part in report.tables(shuffled, COSTS).split('\n\n'))
     assert errors[0].endswith(' | error, all (%) | error, small (%) | error, medium (%) | error, large (%) |')
     assert errors[2:4] == [
         '| shapes | base | 3 | 4.59 | 0.0470 | 33.00 ± 3.61 | 23.00 ± 3.61 | 33.00 ± 3.61 | 43.00 ± 3.61 |',
         '| shapes | elastic | 3 | 4.59 | 0.0470 | 29.00 ± 0.00 | 19.00 ± 0.00 | 29.00 ± 0.00 | 39.00 ± 0.00 |',
     ]
     assert differences[2].startswith('| shapes | elastic - base | -4.00 (-12.96 to +4.96), 3 -, 0 + |')
-    assert len(differences) == 2 + 6
-    assert [row.split(' | ')[-1] for row in claims[2:]] == ['undecided |', 'undecided |', 'undecided |', 'yes |']
+    assert len(differences) == 2 + 7
+    verdicts = [row.removesuffix(' |').split(' | ')[-1] for row in claims[2:]]
+    assert verdicts == ['undecided', 'undecided', 'undecided', 'yes', 'undecided']
     assert report.verdict([1, 1.1, 1.2]) == 'no, the contrary'
     assert len(report.tables([result for result in THREE if result['seed'] == 0], COSTS).split('\n\n')) == 2
     above, below = report.draw([result | {'small': None} for result in THREE]).axes  # without pictures: left out

@@ -1,6 +1,6 @@
 """The paper's central comparison at a size that a laptop repeats, with controls that tell scale from depth.
 
-    python -m tools.miniature                                    two data sets, four nets, seeds 0 to 4
+    python -m tools.miniature                                    two data sets, six nets, seeds 0 to 4
     python -m tools.miniature --seeds 0,1 --device cuda          fewer seeds, on a GPU
     python -m tools.miniature --output runs/other                called again, it goes on where it was stopped
 
@@ -9,6 +9,8 @@
                        paper makes (6, 8, 5, 3) of (3, 4, 6, 3)
     deep               as deep as elastic, all blocks at one scale: the same parameters, more multiply-accumulates
     deep-equal-cost    the same in 8x3.3d: within 1 % the multiply-accumulates of base and of elastic
+    regnety            a RegNetY of torchvision's builder with (2, 4, 2, 1) blocks
+    regnety-elastic    the same made elastic by models/convert.py: the same parameters, fewer multiply-accumulates
 
 The recipe (tools/miniature/study.py) is the same for all, was tuned on the base net alone and is fixed. Every net is
 tested once, after its last update. A run takes one thread, whatever goes on beside it. Then the trained Elastic nets

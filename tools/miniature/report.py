@@ -1,7 +1,6 @@
 """What runs of nets over several seeds say: errors, paired differences, and which claims these bear out."""
 
 from collections.abc import Mapping
-from itertools import combinations
 from statistics import mean, stdev
 from typing import Any
 
@@ -19,7 +18,9 @@ CLAIMS = {
     'Depth alone beats it too, at equal cost': ('deep-equal-cost', 'base'),
     'Scales beat depth alone, at equal cost': ('elastic', 'deep-equal-cost'),
     'Scales beat depth alone, of the same parameters': ('elastic', 'deep'),
+    'Scales help another family, of the same parameters': ('regnety-elastic', 'regnety'),
 }
+PAIRS = *CLAIMS.values(), ('deep', 'base'), ('deep', 'deep-equal-cost')
 Results = list[dict[str, Any]]  # of each run data, net, seed and every measure, in %
 Values = dict[str, list[float]]  # of each measure those of all seeds, in their order
 
@@ -42,9 +43,10 @@ def interval(values: list[float]) -> tuple[float, float]:
     return mean(values) - reach, mean(values) + reach
 
 
-def difference(values: list[float], others: list[float]) -> list[float]:
-    """Seed by seed, how much larger the values are than the others."""
-    return [value - other for value, other in zip(values, others, strict=True)]
+def differences(nets: dict[str, Values], net: str, other: str) -> Values:
+    """Of each measure, seed by seed, how much larger it is of a net than of another."""
+    pairs = {name: zip(values, nets[other][name], strict=True) for name, values in nets[net].items()}
+    return {name: [value - less for value, less in values] for name, values in pairs.items()}
 
 
 def tables(results: Results, costs: Mapping[str, Mapping[str, tuple[int, int]]]) -> str:
@@ -81,9 +83,8 @@ def differences_table(sets: dict[str, dict[str, Values]]) -> str:
     header = ['data', 'nets', *(f'difference, {x} (points)' for x in MEASURES.values())]
     rows = []
     for data, nets in sets.items():
-        for other, net in combinations(nets, 2):
-            found = [difference(nets[net][measure], nets[other][measure]) for measure in MEASURES]
-            rows.append([data, f'{net} - {other}', *map(paired, found)])
+        for net, other in PAIRS:
+            rows.append([data, f'{net} - {other}', *map(paired, differences(nets, net, other).values())])
     return markdown.table(header, 'llrrrr', rows)
 
 
@@ -102,7 +103,7 @@ def claims_table(sets: dict[str, dict[str, Values]]) -> str:
     """What the differences of all objects say of each claim, by data set; empty of one seed, which says nothing."""
     rows = []
     for claim, (net, other) in CLAIMS.items():
-        found = [difference(nets[net]['err1'], nets[other]['err1']) for nets in sets.values()]
+        found = [differences(nets, net, other)['err1'] for nets in sets.values()]
         if any(len(values) < 2 for values in found):
             return ''
         rows.append([claim, f'{net} - {other}', *map(verdict, found)])
@@ -116,37 +117,28 @@ def verdict(differences: list[float]) -> str:
 
 
 def draw(results: Results) -> Figure:
-    """A column per data set: the nets' errors overall and by size, and below how far Elastic's are from the others'."""
+    """A column per data set: the nets' errors overall and by size, and below the differences that CLAIMS are about."""
     sets = by_net(results)
-    figure = Figure(figsize=(5 * len(sets), 6.8), layout='constrained')
-    panels = figure.subplots(2, len(sets), squeeze=False)
-    for (above, below), (data, nets) in zip(panels.T, sets.items(), strict=True):
+    figure = Figure(figsize=(6 * len(sets), 8), layout='constrained')
+    for (above, below), (data, nets) in zip(figure.subplots(2, len(sets), squeeze=False).T, sets.items(), strict=True):
         draw_panel(above, nets)
         above.set(title=data, ylabel='error (%)', ylim=(0, None))
-        own = nets['elastic']
-        others = {
-            net: {measure: difference(own[measure], values[measure]) for measure in MEASURES}
-            for net, values in nets.items()
-            if net != 'elastic'
-        }
-        draw_panel(below, others, colors=[place for place, net in enumerate(nets) if net != 'elastic'])
+        draw_panel(below, {f'{net} - {other}': differences(nets, net, other) for net, other in CLAIMS.values()})
         below.axhline(0, color='grey', lw=0.8)
-        below.set(ylabel='Elastic minus the net (points)', xlabel='objects')
-    key = panels[0, 0].get_legend_handles_labels()
-    figure.legend(*key, loc='outside lower center', ncols=len(CLAIMS), frameon=False)
+        below.set(xlabel='objects', ylabel='difference of the errors (points)')
     return figure
 
 
-def draw_panel(panel: Axes, nets: dict[str, Values], colors: list[int] | None = None) -> None:
-    """The nets beside each other at every measure: a dot for each seed, the mean and its interval."""
-    for number, (net, measures) in enumerate(nets.items()):
-        offset = 0.2 * (number - (len(nets) - 1) / 2)
-        color = f'C{colors[number] if colors else number}'
+def draw_panel(panel: Axes, groups: dict[str, Values]) -> None:
+    """Nets, or pairs of them, beside each other at every measure: a dot for each seed, the mean and its interval."""
+    for number, (name, measures) in enumerate(groups.items()):
+        offset = 0.13 * (number - (len(groups) - 1) / 2)
         for place, values in enumerate(measures.values()):
-            panel.plot([place + offset + 0.06] * len(values), values, '.', ms=3, color=color, alpha=0.6)
+            panel.plot([place + offset + 0.04] * len(values), values, '.', ms=3, color=f'C{number}', alpha=0.6)
         found = {place + offset: values for place, values in enumerate(measures.values()) if values}
         middles = [mean(values) for values in found.values()]
-        reach = [(interval(values)[1] - middle) for middle, values in zip(middles, found.values(), strict=True)]
-        panel.errorbar(list(found), middles, reach, fmt='o', ms=4, capsize=3, color=color, label=net)
+        reach = [interval(values)[1] - middle for middle, values in zip(middles, found.values(), strict=True)]
+        panel.errorbar(list(found), middles, reach, fmt='o', ms=4, capsize=3, color=f'C{number}', label=name)
     panel.set_xticks(range(len(MEASURES)), MEASURES.values())
     panel.grid(alpha=0.3, axis='y')
+    panel.legend(fontsize=7, ncols=2, frameon=False)

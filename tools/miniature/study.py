@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
+from torchvision.models.regnet import BlockParams, RegNet
 from torchvision.transforms import RandomHorizontalFlip
 from tqdm import tqdm
 
 import classify
 from data.fashion_mnist import CLASSES as GARMENTS
 from data.scenes import CLASS_NAMES
+from models import libraries
 from models.cost import count_macs, count_parameters
 from models.resnext import ResNeXt
 from tools.miniature.data import SIDE, THIRDS, ScaledObjects, jittered_photos, shapes
@@ -32,13 +34,22 @@ from utils.schedules import milestones
 from utils.signals import SignalHandler
 from utils.trainer import Evaluator, Trainer, evaluate
 
-NETS = {  # arguments of ResNeXt
+RESNEXTS = {
     'base': {'depths': (1, 2, 3, 1), 'base_width': 4, 'elastic': False},
     'elastic': {'depths': (2, 4, 2, 1), 'base_width': 4, 'elastic': True},
     'deep': {'depths': (2, 4, 2, 1), 'base_width': 4, 'elastic': False},
     'deep-equal-cost': {'depths': (2, 4, 2, 1), 'base_width': 3.3, 'elastic': False},
 }
 CARDINALITY = 8
+REGNET = {
+    'depths': [2, 4, 2, 1],
+    'widths': [64, 128, 256, 512],
+    'group_widths': [16] * 4,
+    'bottleneck_multipliers': [1.0] * 4,
+    'strides': [2] * 4,
+    'se_ratio': 0.25,
+}
+NETS = {**RESNEXTS, 'regnety': REGNET, 'regnety-elastic': REGNET}
 CLASSES = {'shapes': len(CLASS_NAMES), 'photos': len(GARMENTS)}
 DATA_SEED = 0  # of the pictures, the same for every net and seed
 LAST = 'checkpoint.pth.tar'
@@ -124,12 +135,13 @@ class Study:
         return self.folder(data, net, seed) / 'result.json'
 
     def keep_recipe(self) -> None:
-        """Note the recipe of the folder's runs; UserError if those that are there had another."""
-        path = self.output / 'recipe.json'
-        text = json.dumps({'nets': NETS, 'cardinality': CARDINALITY, **asdict(self.recipe)}, indent=1) + '\n'
-        if path.exists() and path.read_text() != text:
+        """Note the recipe of the folder's runs; UserError if those that are there had another, or other nets."""
+        path, own = self.output / 'recipe.json', {'cardinality': CARDINALITY, **asdict(self.recipe), 'nets': NETS}
+        own = json.loads(json.dumps(own))
+        noted = json.loads(path.read_text()) if path.exists() else own
+        if {**own, 'nets': {**own['nets'], **noted['nets']}} != {**noted, 'nets': own['nets']}:
             raise UserError(f'{self.output} holds runs of another recipe: give another --output, or remove it')
-        path.write_text(text)
+        path.write_text(json.dumps(own, indent=1) + '\n')
 
     def data_sets(self) -> list[str]:
         """The data sets that can be opened; the shapes are drawn if they were not."""
@@ -172,7 +184,7 @@ class Study:
         seconds = round(time.perf_counter() - start, 1)  # of an interrupted run only since it went on
         found = {'data': data, 'net': net, 'seed': seed, **errors, 'seconds': seconds}
         write_files({self.noted(data, net, seed): json.dumps(found).encode() + b'\n'})
-        if not NETS[net]['elastic']:  # whose scale policies are looked at
+        if net != 'elastic':  # whose scale policies are looked at
             (folder / LAST).unlink()
 
 
@@ -181,9 +193,12 @@ def loss_of_label(outputs: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(outputs, targets[:, 0])
 
 
-def build(net: str, num_classes: int) -> ResNeXt:
+def build(net: str, num_classes: int) -> nn.Module:
     """One of the shallow NETS."""
-    return ResNeXt(num_classes=num_classes, cardinality=CARDINALITY, **NETS[net])
+    if net in RESNEXTS:
+        return ResNeXt(num_classes=num_classes, cardinality=CARDINALITY, **RESNEXTS[net])
+    make = partial(RegNet, BlockParams(**REGNET))
+    return libraries.build(make, elastic=net == 'regnety-elastic', num_classes=num_classes)
 
 
 def costs(num_classes: int) -> dict[str, tuple[int, int]]:
