@@ -15,8 +15,8 @@ from tests.conftest import Script, TinyNet
 from tests.nets import FAMILIES, noise
 from tests.reference import load_weights
 from tools import stress_test
+from tools.policies import measure, stage_of
 from tools.scale_policy import __main__ as scale_policy
-from tools.scale_policy.policy import measure, stage_of
 from utils.device import Compute
 from utils.loader import MEAN, STD, DeviceLoader, EvalBatchSampler
 

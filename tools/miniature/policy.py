@@ -1,6 +1,6 @@
 """What the trained Elastic nets make of their scales: the policy over the object's size, and what each branch is for.
 
-A share is that of tools/scale_policy: how much of what a block sums comes from its full resolution. A branch is removed
+A share is that of tools/policies.py: how much of what a block sums comes from its full resolution. A branch is removed
 by setting what it contributes to its mean over the test pictures, at every channel and place: what is then missing is
 what it told of one picture apart from the others.
 """
@@ -24,7 +24,7 @@ from tools import markdown
 from tools.miniature.data import SIDE, THIRDS, ScaledObjects
 from tools.miniature.report import interval, paired
 from tools.miniature.study import LAST, ScaleError, Study, build, loss_of_label
-from tools.scale_policy.policy import measure
+from tools.policies import measure
 from utils import checkpoint
 from utils.checkpoint import CheckpointMeta, load_for_evaluation
 from utils.device import Compute

@@ -5,7 +5,7 @@
 
 A block of stage 1 chooses between the sizes XL and L, of stage 2 between L and M, of stage 3 between M and S. It
 prefers the branch that contributes more to its sum, by the mean absolute value at the block's resolution: a definition
-of our own (tools/scale_policy/policy.py), the paper gives none. The picture goes to --out, all numbers into a JSON file
+of our own (tools/policies.py), the paper gives none. The picture goes to --out, all numbers into a JSON file
 beside it.
 """
 
@@ -19,10 +19,10 @@ from torch import Tensor
 
 from data.image_folder import ImageFolder, eval_transform, open_folder
 from tools.pictures import Pictures, add_test_arguments, make_loader
+from tools.policies import Policies, is_elastic, measure
 from tools.pretrained import add_arch_argument, open_classifier
 from tools.results import add_out_argument, check_results, write_results
 from tools.scale_policy.figure import draw_folder, draw_pictures
-from tools.scale_policy.policy import Policies, is_elastic, measure
 from utils.cli import Parser
 from utils.device import Compute
 from utils.errors import UserError, exit_cleanly

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from torch.utils.data import Dataset
 
 from data.image_folder import ImageFolder
-from tools.scale_policy.policy import MAP_SIZES, Block, Policies
+from tools.policies import MAP_SIZES, Block, Policies
 
 COLORS = dict(zip(MAP_SIZES, ('#2c2a6b', '#2a7f9e', '#6cc08b', '#f2d95c'), strict=True))
 PALE = 0.35  # opacity of a block that has no choice
