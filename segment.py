@@ -149,7 +149,7 @@ def parameter_groups(model: nn.Module, last_mult: float) -> list[dict[str, Any]]
     decay = 5e-4 if isinstance(model, DeepLab) else 1e-4
     backbone, heads = (
         list(chain.from_iterable(model.get_submodule(name).parameters() for name in names))
-        for names in (model.backbone, model.heads)
+        for names in (model.backbone, model.head_names)
     )
     return [
         {'params': backbone, 'weight_decay': decay, 'lr_scale': 1.0},

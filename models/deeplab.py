@@ -54,7 +54,7 @@ class DeepLab(Trunk):
     """
 
     backbone: ClassVar[tuple[str, ...]] = 'conv1', 'bn1', 'layer1', 'layer2', 'layer3', 'layer4'
-    heads: ClassVar[tuple[str, ...]] = ('aspp',)
+    head_names: ClassVar[tuple[str, ...]] = ('aspp',)
     untrained: ClassVar[tuple[str, ...]] = ()
     smallest_batch: ClassVar[int] = 2  # to train on: of one image's global average nothing is left once normalized
 

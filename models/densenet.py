@@ -85,7 +85,7 @@ class DenseNet(nn.Module):
     `checkpoint_activations` the first block, the one with the largest maps, is recomputed in the backward pass.
     """
 
-    heads: ClassVar[tuple[str, ...]] = ('classifier',)
+    head_names: ClassVar[tuple[str, ...]] = ('classifier',)
 
     def __init__(
         self,

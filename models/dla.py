@@ -128,7 +128,7 @@ def _conv_level(in_planes: int, planes: int, depth: int, stride: int) -> nn.Sequ
 class DLA(nn.Module):
     """base_layer, levels 0-5 (two of convs, four of trees), global average pool, 1x1 conv as classifier."""
 
-    heads: ClassVar[tuple[str, ...]] = ('fc',)
+    head_names: ClassVar[tuple[str, ...]] = ('fc',)
 
     def __init__(
         self,

@@ -80,7 +80,7 @@ class DLASegmenter(nn.Module):
     """
 
     backbone: ClassVar[tuple[str, ...]] = ('base',)
-    heads: ClassVar[tuple[str, ...]] = 'dla_up', 'fc'
+    head_names: ClassVar[tuple[str, ...]] = 'dla_up', 'fc'
     untrained: ClassVar[tuple[str, ...]] = 'up', 'base.fc'  # in the released weights all the same
     smallest_batch: ClassVar[int] = 1  # to train on
 

@@ -196,11 +196,16 @@ def _fuse_sequence(module: nn.Sequential) -> nn.Module:
             result[-1] = Conv(result[-1], layer)
         elif isinstance(layer, nn.ReLU) and result and isinstance(result[-1], Conv):
             result[-1].relu = True
-        elif isinstance(layer, nn.AvgPool2d) and isinstance(result[-1], nn.Conv2d) and result[-1].kernel_size == (1, 1):
+        elif isinstance(layer, nn.AvgPool2d) and result and is_pointwise(result[-1]):
             result.insert(-1, layer)  # the mean of linear maps is the map of the mean, at a quarter of the work
         else:
             result.append(layer)
     return nn.Sequential(*result)
+
+
+def is_pointwise(layer: nn.Module) -> bool:
+    """Whether it is a 1x1 convolution of each pixel by itself."""
+    return type(layer) is nn.Conv2d and (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0))
 
 
 def _fuse_trunk(trunk: resnext.Trunk) -> nn.Module:

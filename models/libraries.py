@@ -34,16 +34,17 @@ def build(
 ) -> nn.Module:
     """The net, with the library's weights if they are given, before it is cut; its head if it has as many classes.
 
-    As in the nets of models/, `heads` names the layer that gives the scores. ValueError if another weight does not fit.
+    As in the nets of models/, `head_names` has the layer that gives the scores. ValueError if another weight does not
+    fit.
     """
     with torch.device('cpu'):  # torchvision's RegNets work out their widths by tensors, which meta has not
         net = make(num_classes=num_classes)
     net = net.to(torch.get_default_device())
     layers = [name for name, layer in net.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    net.heads = (layers[-1],)
+    net.head_names = (layers[-1],)
     if weights is not None:
         own = net.state_dict()
-        head = {name: own[name] for name in own if name.rpartition('.')[0] in net.heads}
+        head = {name: own[name] for name in own if name.rpartition('.')[0] in net.head_names}
         fits = all(name in weights and weights[name].shape == value.shape for name, value in head.items())
         try:
             net.load_state_dict({**weights, **({} if fits else head)})

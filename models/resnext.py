@@ -121,7 +121,7 @@ class Trunk(nn.Module):
 class ResNeXt(Trunk):
     """Trunk, global average pool, linear classifier."""
 
-    heads: ClassVar[tuple[str, ...]] = ('fc',)
+    head_names: ClassVar[tuple[str, ...]] = ('fc',)
 
     def __init__(
         self,

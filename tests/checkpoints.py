@@ -37,7 +37,7 @@ def released(model, optimizer):
 def save_net(path, net, roll=0, bias=0.0, **said):
     """The net, with weights by which pictures, and their parts, are told apart, in a file that says this."""
     load_weights(net).eval().requires_grad_(False)
-    head = net.get_submodule(net.heads[0])
+    head = net.get_submodule(net.head_names[0])
     head.weight.copy_(5 * head.weight.roll(roll, 0))
     head.bias.fill_(bias)
     torch.save({**said, 'state_dict': checkpoint.state_dict(net)}, path)

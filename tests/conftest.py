@@ -28,7 +28,7 @@ from utils.logger import Log
 class TinyNet(nn.Module):
     """A stem, one elastic block, average pool and fc: trains in milliseconds, with batch norms and a head."""
 
-    heads = ('fc',)
+    head_names = ('fc',)
 
     def __init__(self, num_classes: int = 1000):
         super().__init__()
@@ -45,7 +45,7 @@ class TinyNet(nn.Module):
 class TinySegmenter(nn.Module):
     """A 1x1 conv on the map of a TinyNet, resized to the input; like DLA's, it carries the classifier's fc along."""
 
-    backbone, heads, untrained, smallest_batch = ('base',), ('score',), ('base.fc',), 2
+    backbone, head_names, untrained, smallest_batch = ('base',), ('score',), ('base.fc',), 2
 
     def __init__(self, num_classes: int = 21, checkpoint_activations: bool = False):
         super().__init__()

@@ -43,7 +43,7 @@ def write_voc(folder, **parts):
 class Oracle(nn.Module):
     """A segmenter that reads the labels from the brightness of these pictures."""
 
-    backbone, heads, untrained, smallest_batch = (), ('head',), (), 1
+    backbone, head_names, untrained, smallest_batch = (), ('head',), (), 1
 
     def __init__(self, num_classes=21, checkpoint_activations=False):
         super().__init__()

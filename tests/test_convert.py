@@ -92,7 +92,7 @@ def test_without_scales_nothing_changes_and_with_them_it_costs_less(name):
         expected = whole(images)
         torch.testing.assert_close(halves(images), expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
         assert not torch.allclose(elastic(images), expected)
-        for made in halves, elastic:
+        for made in whole, halves, elastic:
             torch.testing.assert_close(fused(made)(images), made(images), rtol=1e-9, atol=1e-9)
     assert count_parameters(elastic) == count_parameters(halves) == count_parameters(net)
     assert count_macs(elastic) < count_macs(halves) == count_macs(net)
@@ -219,7 +219,7 @@ def test_weights_of_the_library_are_taken_before_the_net_is_cut(folder, tmp_path
     for classes, fits in (6, True), (5, False):
         own = models.build_classifier('timm/regnety_002', classes, weights=state)
         assert torch.equal(own.s1.b1.conv1.conv.weight, net.s1.b1.conv1.conv.weight)
-        assert own.heads == ('head.fc',) and (own.head.fc.weight.shape[0] == 6) == fits
+        assert own.head_names == ('head.fc',) and (own.head.fc.weight.shape[0] == 6) == fits
     elastic = models.build_classifier('timm/regnety_002_elastic', 6, weights=state)
     assert torch.equal(elastic.s3.b2.conv1.weight, net.s3.b2.conv1.conv.weight[: len(elastic.s3.b2.conv1.weight)])
     del state['s1.b1.conv1.conv.weight']

@@ -48,7 +48,7 @@ def test_state_dict_has_the_references_names_shapes_and_order(name):
     assert names_and_shapes(net) == expected
     other = on_meta(name, num_classes=7, **recomputing(name))
     changed = [pair for pair, before in zip(names_and_shapes(other), expected, strict=True) if pair != before]
-    assert {name.partition('.')[0] for name, _ in changed} <= {*net.heads, 'up'}
+    assert {name.partition('.')[0] for name, _ in changed} <= {*net.head_names, 'up'}
     assert {shape[0] for _, shape in changed} == {7}
     assert [recomputes(net), recomputes(other)] == [False, name == 'densenet201' or name.endswith('/seg')]
 

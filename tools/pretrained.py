@@ -82,7 +82,7 @@ def identify(found: Checkpoint, task: str | None, arch: str | None) -> tuple[str
 def count_outputs(found: Checkpoint, build: Builder) -> int:
     """Of how many classes the checkpoint's head is; UserError where it has no such head."""
     net = _blueprint(build)
-    *_, last = submodule_state_dict(net, net.heads)  # the bias of the last layer
+    *_, last = submodule_state_dict(net, net.head_names)  # the bias of the last layer
     if last not in found.state_dict:
         raise UserError(f'{found.path}: a checkpoint of another net, it holds no {last}')
     return found.state_dict[last].shape[:1].numel()

@@ -230,8 +230,8 @@ def head_mismatch(checkpoint: Checkpoint, model: nn.Module, expected: Checkpoint
     if checkpoint.task not in (None, expected.task):
         return f'its task is {checkpoint.task}, not {expected.task}'
     if _is_of_classifier(checkpoint, model):
-        return f'it holds no {" or ".join(model.heads)}, so it is of a classifier, or of another net'
-    for name, value in submodule_state_dict(model, model.heads).items():
+        return f'it holds no {" or ".join(model.head_names)}, so it is of a classifier, or of another net'
+    for name, value in submodule_state_dict(model, model.head_names).items():
         saved = checkpoint.state_dict.get(name)
         if saved is not None and saved.dim() and len(saved) != len(value):
             return f'its head has {len(saved)} classes, not {len(value)}'
@@ -254,7 +254,7 @@ def submodule_state_dict(model: nn.Module, modules: Iterable[str]) -> dict[str, 
 
 def _is_of_classifier(checkpoint: Checkpoint, model: nn.Module) -> bool:
     """Whether the model is a segmenter and the checkpoint holds nothing of its heads."""
-    heads = submodule_state_dict(model, model.heads)
+    heads = submodule_state_dict(model, model.head_names)
     return hasattr(model, 'from_classifier') and not any(name in checkpoint.state_dict for name in heads)
 
 
@@ -295,7 +295,8 @@ def transfer(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     source = checkpoint.state_dict
     if _is_of_classifier(checkpoint, model):
         source = model.from_classifier(source)
-    fresh = [*model.heads, *(module for module in getattr(model, 'untrained', ()) if not _fits(model, module, source))]
+    idle = [module for module in getattr(model, 'untrained', ()) if not _fits(model, module, source)]
+    fresh = [*model.head_names, *idle]
     own = submodule_state_dict(model, fresh)
     _load_state(model, _with_counters(model, {k: v for k, v in source.items() if k not in own}) | own, checkpoint)
     return fresh
