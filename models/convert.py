@@ -96,7 +96,9 @@ def convert(block: nn.Module, scales: bool, ungrouped: bool) -> ConvertedBottlen
     if parts_of(block).convs[1].groups == 1 and not ungrouped:
         raise ValueError('to cut its 3x3 convolution of one group (ungrouped=True) would change the net')
     whole = copy.deepcopy(block).double().eval()
-    (a, b, _), cut = parts_of(whole).convs, ConvertedBottleneck(parts_of(whole), elastic=False)
+    parts = parts_of(whole)
+    (a, b, _), cut = parts.convs, ConvertedBottleneck(parts, elastic=False)
+    nn.init.ones_(parts.norms[2].weight)  # of both: many blocks begin with zeros there, as if there were no branch
     if b.groups == 1:  # without what the cut leaves out
         width = cut.conv1.out_channels
         b.weight.data[:width, width:] = b.weight.data[width:, :width] = 0

@@ -7,6 +7,7 @@ import sys
 import pytest
 import timm
 import torch
+from timm.layers import SEModule
 from timm.models import dla, regnet, resnet
 from torch import nn
 from torchvision import models as torchvision_models
@@ -169,6 +170,15 @@ class Doubled(Bottleneck):
         return super().forward(x) + x.mean()
 
 
+def with_another_gate():
+    """A fresh RegNetY, whose blocks begin as their shortcuts, with hard sigmoids."""
+    net = timm_regnet(0.25)
+    for module in net.modules():
+        if isinstance(module, SEModule):
+            module.gate = nn.Hardsigmoid()
+    return net
+
+
 @pytest.mark.parametrize(
     ('make', 'message'),
     [
@@ -178,6 +188,7 @@ class Doubled(Bottleneck):
         (lambda: torchvision_models.vgg11(), 'VGG has no bottleneck of stride 1'),
         (lambda: timm.create_model('regnetz_005'), r'of RegNet \(Bottleneck\): conv1\.bn\.act is a SiLU'),
         (lambda: ResNet(Doubled, DEPTHS, groups=4, width_per_group=4), r'layer1\.0 .*something else than a bottleneck'),
+        (lambda: with_another_gate(), r's2\.b2 .*something else than a bottleneck'),
     ],
 )
 def test_a_net_that_does_not_fit_is_refused_by_its_first_block(make, message):
