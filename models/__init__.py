@@ -31,7 +31,10 @@ class Classifiers(dict[str, Callable[..., nn.Module]]):
         raise ValueError(f'unknown classifier {name!r}; known are {", ".join(self)}')
 
     def __contains__(self, name: str) -> bool:
-        return super().__contains__(name) or '/' in name
+        try:
+            return bool(self[name])
+        except ValueError:
+            return False
 
 
 classifiers = Classifiers(

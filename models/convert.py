@@ -29,43 +29,56 @@ def elasticize(
     in one group are cut in two only if `ungrouped`, because that changes the net. Raises ValueError that names the
     first block that does not fit; the net is then as it was.
     """
-    blocks, converted = blocks_of(net), {}
-    last = max((stage for _, stage, _ in blocks.values()), default=0)
-    for name, (block, stage, stride) in blocks.items():
-        if stride == 1 and (stage < last if stages is None else stage in stages):
+    blocks, kind, converted = bottlenecks(net), type(net).__name__, {}
+    sides = sides_of(net, blocks)
+    numbers = {name: round(math.log2(PROBE / after)) - 1 for name, (_, after) in sides.items()}
+    last = max(numbers.values(), default=0)
+    for name, (before, after) in sides.items():
+        if before == after and (numbers[name] < last if stages is None else numbers[name] in stages):
             try:
-                converted[name] = convert(block, scales, ungrouped)
+                converted[name] = convert(blocks[name], scales, ungrouped)
             except ValueError as error:
-                raise ValueError(f'{name} of {type(net).__name__} ({type(block).__name__}): {error}') from None
+                raise ValueError(f'{name} of {kind} ({type(blocks[name]).__name__}): {error}') from None
     if not converted:
-        raise ValueError(f'{type(net).__name__} has no bottleneck of stride 1 in these stages')
+        raise ValueError(f'{kind} has no bottleneck of stride 1 in these stages')
     for name, block in converted.items():
         net.set_submodule(name, block)
     return net
 
 
-def blocks_of(net: nn.Module) -> dict[str, tuple[nn.Module, int, int]]:
-    """By name the innermost modules, lists apart, of a 3x3 and other convolutions, each with its stage and stride."""
-    blocks, sides = {}, {}
+def bottlenecks(net: nn.Module) -> dict[str, nn.Module]:
+    """By name the innermost modules, lists apart, that hold a 3x3 convolution and others."""
+    blocks, lists = {}, nn.Sequential | nn.ModuleList | nn.ModuleDict
     for name, module in net.named_modules():
         while isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and (name := name.rpartition('.')[0]):
             owner = net.get_submodule(name)
-            if not isinstance(owner, nn.Sequential) and sum(isinstance(m, nn.Conv2d) for m in owner.modules()) > 1:
+            if not isinstance(owner, lists) and sum(isinstance(m, nn.Conv2d) for m in owner.modules()) > 1:
                 blocks[name] = owner
                 break
+    return blocks
 
-    def note(block: nn.Module, inputs: tuple[Tensor | list[Tensor], ...], output: Tensor) -> None:
-        x = inputs[0] if isinstance(inputs[0], Tensor) else inputs[0][0]  # DenseNet's layers take lists
-        sides[block] = x.shape[-1], output.shape[-1]
 
-    handles = [block.register_forward_hook(note) for block in blocks.values()]
-    forward_on_meta(net, (PROBE, PROBE))
-    for handle in handles:
-        handle.remove()
-    return {
-        name: (block, round(math.log2(PROBE / sides[block][1])) - 1, sides[block][0] // sides[block][1])
+def sides_of(net: nn.Module, blocks: dict[str, nn.Module]) -> dict[str, tuple[int, int]]:
+    """Of each block the side of the maps that it takes and gives, for a picture of PROBE pixels."""
+    sides = {}
+
+    def note(name: str, inputs: tuple, output: Tensor) -> None:
+        if not isinstance(inputs[0], Tensor) or not isinstance(output, Tensor):
+            raise ValueError(f'{name} of {type(net).__name__} takes or gives more than one map')
+        sides[name] = inputs[0].shape[-1], output.shape[-1]
+
+    handles = [
+        block.register_forward_hook(lambda module, inputs, output, name=name: note(name, inputs, output))
         for name, block in blocks.items()
-    }
+    ]
+    try:
+        forward_on_meta(net, (PROBE, PROBE))
+    except Exception as error:  # whatever a net raises that takes other pictures
+        raise ValueError(f'{type(net).__name__} does not fit: {error}') from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sides
 
 
 def parts_of(block: nn.Module) -> Parts:
@@ -86,24 +99,32 @@ def parts_of(block: nn.Module) -> Parts:
         raise ValueError(f'{strange[0]} is a {type(modules[strange[0]]).__name__}')
     if kernels[place - 1 : place + 2] != [1, 3, 1] or len(norms) != 3 or max(len(gates), len(shortcuts)) > 1:
         raise ValueError('it is not made of convolutions 1x1, 3x3, 1x1, each with batch norm, and at most one gate')
+    widths = {convs[chosen[0]].out_channels, convs[chosen[1]].out_channels, convs[chosen[2]].in_channels}
+    if len(widths) > 1 or len(convs) - len(plain) not in (0, 2):
+        raise ValueError('its convolutions have several widths, or its gate is not made of two')
     gate, shortcut = (modules[next(iter(names))] if names else None for names in (gates, shortcuts))
     inner = gate is not None and list(modules).index(next(iter(gates))) < list(modules).index(chosen[2])
     return Parts([convs[name] for name in chosen], norms, gate, inner, shortcut)
 
 
 def convert(block: nn.Module, scales: bool, ungrouped: bool) -> ConvertedBottleneck:
-    """The block in two halves; ValueError unless it is a bottleneck, and a copy so cut gives what it gave."""
+    """The block in two halves; ValueError unless it is a bottleneck.
+
+    It is tried with other weights, because its own may hide what it computes: many a norm begins at zero.
+    """
     if parts_of(block).convs[1].groups == 1 and not ungrouped:
         raise ValueError('to cut its 3x3 convolution of one group (ungrouped=True) would change the net')
-    whole = copy.deepcopy(block).double().eval()
+    whole, random = copy.deepcopy(block).to_empty(device='cpu').double().eval(), torch.Generator().manual_seed(0)
+    for tensor in whole.state_dict().values():
+        values = torch.rand(tensor.shape, generator=random)
+        tensor.copy_(0.2 * values - 0.1 if tensor.dim() > 1 else values + 0.5)
     parts = parts_of(whole)
     (a, b, _), cut = parts.convs, ConvertedBottleneck(parts, elastic=False)
-    nn.init.ones_(parts.norms[2].weight)  # of both: many blocks begin with zeros there, as if there were no branch
     if b.groups == 1:  # without what the cut leaves out
         width = cut.conv1.out_channels
         b.weight.data[:width, width:] = b.weight.data[width:, :width] = 0
-    x = torch.rand(2, a.in_channels, 8, 8, generator=torch.Generator().manual_seed(0)).to(a.weight)
+    x = torch.rand(2, a.in_channels, 8, 8, dtype=torch.float64, generator=random)
     with torch.no_grad():
-        if not x.is_meta and not torch.allclose(cut(x), whole(x), rtol=1e-9, atol=1e-9):
+        if not torch.allclose(cut(x), whole(x), rtol=1e-9, atol=1e-9):
             raise ValueError('it computes something else than a bottleneck and its shortcut')
     return ConvertedBottleneck(parts_of(block), scales)

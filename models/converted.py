@@ -28,26 +28,29 @@ class ConvertedBottleneck(TwoBranchBottleneck):
 
     def __init__(self, parts: Parts, elastic: bool):
         (a, b, c), (norm_a, norm_b, norm_c) = parts.convs, parts.norms
-        with a.weight.device:
-            axes = {'dilation': b.dilation[0], 'elastic': elastic}
-            super().__init__(a.in_channels, a.out_channels, c.out_channels, max(b.groups, 2), b.stride[0], **axes)
-        self.to(a.weight.dtype)
+        axes = {'dilation': b.dilation[0], 'elastic': elastic}
+        with torch.device('meta'):
+            super().__init__(a.in_channels, a.out_channels, c.out_channels, max(b.groups, 2), **axes)
+        self.training = a.training
+        cut = {'conv1': a, 'bn1': norm_a, 'conv2': b, 'bn2': norm_b, 'conv3': c}
         state, width = {}, self.conv1.out_channels
-        for name, module in {'conv1': a, 'bn1': norm_a, 'conv2': b, 'bn2': norm_b, 'conv3': c}.items():
+        for name, module in cut.items():
             for key, value in module.state_dict().items():
                 high, low = value.tensor_split([width], int(module is c)) if value.dim() else (value, value)
                 if module is b and b.groups == 1:
                     high, low = high[:, :width], low[:, width:]
-                state[f'{name}.{key}'], state[f'{name}_d.{key}'] = high, low
-        self.load_state_dict(state)
-        for own, norm in (self.bn1, norm_a), (self.bn1_d, norm_a), (self.bn2, norm_b), (self.bn2_d, norm_b):
-            own.eps, own.momentum = norm.eps, norm.momentum
+                state[f'{name}.{key}'], state[f'{name}_d.{key}'] = high.clone(), low.clone()
+        self.load_state_dict(state, assign=True)
+        for name, module in [*cut.items(), *((f'{name}_d', module) for name, module in cut.items())]:
+            half = self.get_submodule(name).train(module.training)
+            half.requires_grad_(module.weight.requires_grad)
+            if isinstance(half, nn.BatchNorm2d):
+                half.eps, half.momentum = module.eps, module.momentum
         self.bn3, self.se, self.downsample = norm_c, parts.gate, parts.shortcut
         self.gate_is_inner = parts.gate_is_inner
-        self.train(a.training)
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the block sums: N x in x H x W -> two times N x out x H/stride x W/stride."""
+        """What the block sums: N x in x H x W -> two times N x out x H x W."""
         if not self.gate_is_inner:
             return super().branches(x)
         high, low = self.hi_features(x), self.lo_features(down(x) if self.elastic else x)
@@ -62,7 +65,7 @@ class ConvertedBottleneck(TwoBranchBottleneck):
         return torch.add(*self.branches(x)) if self.gate_is_inner else super().branch_sum(x)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, children: None = None) -> Tensor:
-        """N x in x H x W -> N x out x H/stride x W/stride; the other two are what timm's DLA gives its blocks."""
+        """N x in x H x W -> N x out x H x W; the other two are what timm's DLA gives its blocks."""
         if shortcut is None:
             shortcut = x if self.downsample is None else self.downsample(x)
         out = self.bn3(self.branch_sum(x))

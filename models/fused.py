@@ -110,37 +110,21 @@ def bottleneck_branches(block: TwoBranchBottleneck, relu: bool) -> Branches:
     return Branches(block, high, low)
 
 
-class ResNeXtBlock(nn.Module):
-    """models.resnext.Bottleneck."""
+class ResidualBlock(nn.Module):
+    """models.resnext.Bottleneck, and models.converted.ConvertedBottleneck without an inner gate."""
 
-    def __init__(self, block: resnext.Bottleneck):
+    def __init__(self, block: resnext.Bottleneck | ConvertedBottleneck, gate: nn.Module | None):
         super().__init__()
-        self.selayer, self.downsample = block.selayer, None
-        self.branches = bottleneck_branches(block, relu=block.selayer is None)
-        if block.downsample is not None:
-            self.downsample = Conv(*block.downsample)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """N x in_planes x H x W -> N x out_planes x H' x W'."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        if self.selayer is None:
-            return self.branches(x, shortcut)
-        return F.relu(self.selayer(self.branches(x)).add_(shortcut), inplace=True)
-
-
-class ConvertedBlock(nn.Module):
-    """models.converted.ConvertedBottleneck without an inner gate."""
-
-    def __init__(self, block: ConvertedBottleneck):
-        super().__init__()
-        self.se, self.branches = block.se, bottleneck_branches(block, relu=block.se is None)
+        self.gate, self.branches = gate, bottleneck_branches(block, relu=gate is None)
         self.downsample = None if block.downsample is None else fuse(block.downsample)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, children: None = None) -> Tensor:
         """As the block's."""
         if shortcut is None:
             shortcut = x if self.downsample is None else self.downsample(x)
-        return self.branches(x, shortcut) if self.se is None else F.relu(self.se(self.branches(x)) + shortcut)
+        if self.gate is None:
+            return self.branches(x, shortcut)
+        return F.relu(self.gate(self.branches(x)).add_(shortcut), inplace=True)
 
 
 class DLARoot(nn.Module):
@@ -183,7 +167,7 @@ def _fuse_children(module: nn.Module) -> nn.Module:
 
 
 def _fuse_converted(block: ConvertedBottleneck) -> nn.Module:
-    return _fuse_children(block) if block.gate_is_inner else ConvertedBlock(block)
+    return _fuse_children(block) if block.gate_is_inner else ResidualBlock(block, block.se)
 
 
 def _fuse_sequence(module: nn.Sequential) -> nn.Module:
@@ -191,21 +175,27 @@ def _fuse_sequence(module: nn.Sequential) -> nn.Module:
         return _fuse_children(module)
     layers, result = [fuse(child) for child in module], []
     for layer in layers:
-        # By their very classes: other libraries' norms may hold an activation, their convs pad as they like.
-        if type(layer) in NORMS and result and type(result[-1]) is nn.Conv2d:
+        if result and may_fold(result[-1], layer):
             result[-1] = Conv(result[-1], layer)
         elif isinstance(layer, nn.ReLU) and result and isinstance(result[-1], Conv):
             result[-1].relu = True
-        elif isinstance(layer, nn.AvgPool2d) and result and is_pointwise(result[-1]):
+        elif result and may_pool_first(result[-1], layer):
             result.insert(-1, layer)  # the mean of linear maps is the map of the mean, at a quarter of the work
         else:
             result.append(layer)
     return nn.Sequential(*result)
 
 
-def is_pointwise(layer: nn.Module) -> bool:
-    """Whether it is a 1x1 convolution of each pixel by itself."""
-    return type(layer) is nn.Conv2d and (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0))
+def may_fold(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether they are a convolution and a norm as Conv computes them; other libraries have others of their own."""
+    is_plain = type(conv) is nn.Conv2d and conv.padding_mode == 'zeros'
+    return is_plain and type(norm) in NORMS and norm.affine and norm.track_running_stats
+
+
+def may_pool_first(conv: nn.Module, pool: nn.Module) -> bool:
+    """Whether they are a convolution of single pixels and a mean of them, which give the same in the other order."""
+    is_of_pixels = type(conv) is nn.Conv2d and (conv.kernel_size, conv.stride, conv.padding) == ((1, 1), (1, 1), (0, 0))
+    return is_of_pixels and type(pool) is nn.AvgPool2d and pool.padding == 0 and pool.divisor_override is None
 
 
 def _fuse_trunk(trunk: resnext.Trunk) -> nn.Module:
@@ -224,7 +214,7 @@ def _fuse_aspp(aspp: deeplab.ASPP) -> nn.Module:
 RULES: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.Sequential: _fuse_sequence,
     resnext.Trunk: _fuse_trunk,
-    resnext.Bottleneck: ResNeXtBlock,
+    resnext.Bottleneck: lambda block: ResidualBlock(block, block.selayer),
     ConvertedBottleneck: _fuse_converted,
     dla.Bottleneck: partial(bottleneck_branches, relu=True),
     dla.Root: DLARoot,

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from models.convert import elasticize
 SUFFIX = '_elastic'
 
 
+@cache
 def library_builder(name: str) -> Callable[..., nn.Module]:
     """The builder of LIBRARY/NAME or LIBRARY/NAME_elastic; ValueError if there is no such library or net."""
     library, _, net = name.partition('/')
@@ -32,22 +33,34 @@ def library_builder(name: str) -> Callable[..., nn.Module]:
 def build(
     make: Callable[..., nn.Module], elastic: bool, num_classes: int = 1000, weights: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
-    """The net, with the library's weights if they are given, before it is cut; its head if it has as many classes.
+    """The net with fresh weights, or those of the library, which are loaded before the net is cut.
 
-    As in the nets of models/, `head_names` has the layer that gives the scores. ValueError if another weight does not
-    fit.
+    As in the nets of models/, `head_names` has the layers that give the scores. `fresh` has those of them whose weights
+    are of another number of classes, and so are left out. ValueError if other weights do not fit.
     """
     with torch.device('cpu'):  # torchvision's RegNets work out their widths by tensors, which meta has not
         net = make(num_classes=num_classes)
+    if getattr(net, 'aux_logits', False):
+        raise ValueError('it gives auxiliary scores in training, which the scripts do not know')
     net = net.to(torch.get_default_device())
-    layers = [name for name, layer in net.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    net.head_names = (layers[-1],)
+    net.head_names = heads_of(net)
     if weights is not None:
         own = net.state_dict()
-        head = {name: own[name] for name in own if name.rpartition('.')[0] in net.head_names}
-        fits = all(name in weights and weights[name].shape == value.shape for name, value in head.items())
+        heads = {name: own[name] for name in own if name.rpartition('.')[0] in net.head_names}
+        fits = all(name in weights and weights[name].shape == value.shape for name, value in heads.items())
+        net.fresh = () if fits else net.head_names
         try:
-            net.load_state_dict({**weights, **({} if fits else head)})
+            net.load_state_dict({**weights, **({} if fits else heads)})
         except RuntimeError as error:
             raise ValueError(f'the weights do not fit: {error}') from None
     return elasticize(net) if elastic else net
+
+
+def heads_of(net: nn.Module) -> tuple[str, ...]:
+    """The names of the layers that give the scores: timm tells them, torchvision's is the last."""
+    if hasattr(net, 'get_classifier'):
+        found = net.get_classifier()
+        heads = list(found) if isinstance(found, tuple | list) else [found]
+    else:
+        heads = [layer for layer in net.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1:]
+    return tuple(name for name, module in net.named_modules() if any(module is head for head in heads))

@@ -184,8 +184,11 @@ def with_another_gate():
     [
         (lambda: torchvision_models.resnet18(), r'layer1\.0 of ResNet \(BasicBlock\): it is not made of convolutions'),
         (lambda: torchvision_models.mobilenet_v2(), r'features\.1 of MobileNetV2 .*: conv\.0\.2 is a ReLU6'),
-        (lambda: torchvision_models.densenet121(), r'denselayer1 of DenseNet \(_DenseLayer\): it is not made'),
+        (lambda: torchvision_models.densenet121(), 'denselayer1 of DenseNet takes or gives more than one map'),
         (lambda: torchvision_models.vgg11(), 'VGG has no bottleneck of stride 1'),
+        (lambda: timm.create_model('legacy_senet154', num_classes=2), r'Bottleneck\): .*several widths'),
+        (lambda: timm.create_model('dla60_res2next'), r'DlaBottle2neck\): it is not made'),
+        (lambda: timm.create_model('resnet18', in_chans=1), 'ResNet does not fit: '),
         (lambda: timm.create_model('regnetz_005'), r'of RegNet \(Bottleneck\): conv1\.bn\.act is a SiLU'),
         (lambda: ResNet(Doubled, DEPTHS, groups=4, width_per_group=4), r'layer1\.0 .*something else than a bottleneck'),
         (lambda: with_another_gate(), r's2\.b2 .*something else than a bottleneck'),

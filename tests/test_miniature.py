@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
 from data import scenes
 from data.scenes import CLASS_NAMES
@@ -220,14 +221,14 @@ def test_intervals_are_those_of_students_t():
 
 def test_tables_and_plot_of_given_results():
     shuffled = sorted(THREE, key=lambda result: -result['seed'])  # differences are of one seed, whatever the order
-    errors, differences, claims = (part.splitlines() for part in report.tables(shuffled, COSTS).split('\n\n'))
+    errors, differences, claims, limits = (part.splitlines() for part in report.tables(shuffled, COSTS).split('\n\n'))
     assert errors[0].endswith(' | error, all (%) | error, small (%) | error, medium (%) | error, large (%) |')
     assert errors[2:4] == [
         '| shapes | base | 3 | 4.59 | 0.0470 | 33.00 ± 3.61 | 23.00 ± 3.61 | 33.00 ± 3.61 | 43.00 ± 3.61 |',
         '| shapes | elastic | 3 | 4.59 | 0.0470 | 29.00 ± 0.00 | 19.00 ± 0.00 | 29.00 ± 0.00 | 39.00 ± 0.00 |',
     ]
     assert differences[2].startswith('| shapes | elastic - base | -4.00 (-12.96 to +4.96), 3 -, 0 + |')
-    assert len(differences) == 2 + 7
+    assert len(differences) == 2 + 7 and limits == [report.LIMITS]
     verdicts = [row.removesuffix(' |').split(' | ')[-1] for row in claims[2:]]
     assert verdicts == ['undecided', 'undecided', 'undecided', 'yes', 'undecided']
     assert report.verdict([1, 1.1, 1.2]) == 'no, the contrary'
@@ -251,12 +252,15 @@ def test_to_remove_a_branch_changes_nothing_where_it_is_constant(looked):
     net, test, loader = looked
     conv = net.layer2[1].conv3_d
     kept = conv.weight.clone()
-    conv.weight.data.zero_()  # what the branch contributes is zero for every picture
-    found = policy.look(net, test, loader)
-    rises = found['rise']['layer2.1']
-    assert rises['half'] == dict.fromkeys(THIRDS, 0.0)
-    conv.weight.data.copy_(kept)
+    conv.weight.data.zero_()
+    conv.bias = nn.Parameter(torch.full((512,), 3.0))  # what the branch contributes is the same for every picture
     images = next(iter(loader))[0]
+    with torch.no_grad(), policy.replaced(conv, policy.mean_contributions(net, loader)['layer2.1.conv3_d']):
+        removed = net(images)
+    torch.testing.assert_close(removed, net(images))
+    assert policy.look(net, test, loader)['rise']['layer2.1']['half'] == dict.fromkeys(THIRDS, 0.0)
+    conv.weight.data.copy_(kept)
+    conv.bias = None
     with torch.no_grad():
         before, mean = net(images), policy.mean_contributions(net, loader)['layer2.1.conv3_d']
         with policy.replaced(conv, mean):

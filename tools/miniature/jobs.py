@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -34,15 +36,16 @@ def in_processes(waiting: dict[Path, Callable[[], None]], count: int) -> None:
         try:
             while waiting or running:
                 for path in list(waiting)[: count - len(running)]:
-                    running[path] = spawn.Process(target=_apart, args=(waiting.pop(path),))
-                    running[path].start()
+                    process = spawn.Process(target=_apart, args=(waiting.pop(path),))
+                    process.start()
+                    running[path] = process
                 wait([process.sentinel for process in running.values()], timeout=1)
+                stop.check()
                 for path, process in list(running.items()):
                     if process.exitcode:
                         raise UserError(f'{path} was not made: its process ended with status {process.exitcode}')
                     if process.exitcode == 0:
                         del running[path]
-                stop.check()
         finally:
             for process in running.values():
                 process.terminate()
@@ -52,4 +55,11 @@ def in_processes(waiting: dict[Path, Callable[[], None]], count: int) -> None:
 
 def _apart(task: Callable[[], None]) -> None:
     os.setsid()  # a terminal's Ctrl-C is the parent's to pass on, once: a second signal would kill
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     exit_cleanly(task)
+
+
+def _end_with_parent() -> None:
+    """Stop this process, as a signal would, when its parent is gone, however that ended."""
+    wait([multiprocessing.parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -25,6 +25,7 @@ from models.resnext import ResNeXt
 from tools.miniature.data import SIDE, THIRDS, ScaledObjects, jittered_photos, shapes
 from tools.results import ToolReporter
 from utils.checkpoint import CheckpointMeta
+from utils.device import pick_device
 from utils.errors import UserError
 from utils.files import write_files
 from utils.loader import DeviceLoader, EvalBatchSampler, available_cores
@@ -136,12 +137,15 @@ class Study:
 
     def keep_recipe(self) -> None:
         """Note the recipe of the folder's runs; UserError if those that are there had another, or other nets."""
-        path, own = self.output / 'recipe.json', {'cardinality': CARDINALITY, **asdict(self.recipe), 'nets': NETS}
+        path = self.output / 'recipe.json'
+        own = {'cardinality': CARDINALITY, **asdict(self.recipe), 'device': pick_device(self.device).type, 'nets': NETS}
         own = json.loads(json.dumps(own))
         noted = json.loads(path.read_text()) if path.exists() else own
-        if {**own, 'nets': {**own['nets'], **noted['nets']}} != {**noted, 'nets': own['nets']}:
+        known = {name: own[name] for name in noted.keys() & own.keys()}
+        known['nets'] = {net: own['nets'].get(net) for net in noted['nets']}
+        if known != noted:
             raise UserError(f'{self.output} holds runs of another recipe: give another --output, or remove it')
-        path.write_text(json.dumps(own, indent=1) + '\n')
+        write_files({path: json.dumps(own, indent=1).encode() + b'\n'})
 
     def data_sets(self) -> list[str]:
         """The data sets that can be opened; the shapes are drawn if they were not."""
@@ -182,7 +186,8 @@ class Study:
         with SignalHandler() as stop:
             errors = evaluate(Evaluator(model, compute), loss_of_label, loader, errors, trainer.reporter, stop)
         seconds = round(time.perf_counter() - start, 1)  # of an interrupted run only since it went on
-        found = {'data': data, 'net': net, 'seed': seed, **errors, 'seconds': seconds}
+        facts = {'seconds': seconds, 'device': str(compute), 'torch': torch.__version__}
+        found = {'data': data, 'net': net, 'seed': seed, **errors, **facts}
         write_files({self.noted(data, net, seed): json.dumps(found).encode() + b'\n'})
         if net != 'elastic':  # whose scale policies are looked at
             (folder / LAST).unlink()
