@@ -2,11 +2,13 @@
 
 import copy
 import json
+import shutil
 import sys
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.layers import SEModule
 from timm.models import dla, regnet, resnet
 from torch import nn
@@ -15,8 +17,10 @@ from torchvision.models.regnet import BlockParams, RegNet
 from torchvision.models.resnet import Bottleneck, ResNet
 
 import classify
+import docker_classify
 import hubconf
 import models
+import multilabel_classify
 from models.convert import elasticize
 from models.converted import ConvertedBottleneck
 from models.cost import count_macs, count_parameters
@@ -62,7 +66,7 @@ REAL = [
     *(f'torchvision/{name}' for name in ('resnext50_32x4d', 'resnext101_32x8d', 'resnext101_64x4d')),
     *(f'torchvision/{name}' for name in ('regnet_x_400mf', 'regnet_x_3_2gf', 'regnet_y_400mf', 'regnet_y_3_2gf')),
     *(f'timm/{name}' for name in ('resnext50_32x4d', 'resnext50d_32x4d', 'seresnext50_32x4d', 'seresnext26d_32x4d')),
-    *(f'timm/{name}' for name in ('regnetx_004', 'regnety_004', 'regnety_032', 'dla60x', 'dla60x_c', 'dla102x')),
+    *(f'timm/{name}' for name in ('regnetx_004', 'regnety_004', 'regnety_032', 'dla60x', 'dla46x_c', 'dla102x2')),
 ]
 EVERY = [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in REAL)]
 
@@ -111,7 +115,7 @@ def test_gradients_reach_every_parameter_and_branches_are_what_a_block_sums(name
     images = noise(2, 3, 64, 64, dtype=torch.float64)
     net.train()(images).square().sum().backward()
     idle = [name for name, parameter in net.named_parameters() if parameter.grad is None or not parameter.grad.any()]
-    assert not [name for name in idle if not name.endswith('conv1.bias')]  # of no family
+    assert not idle
     with torch.no_grad(), capture_branches(net.eval(), lambda name, output, branches: seen.append(branches)):
         net(images)
     blocks = converted(net)
@@ -125,10 +129,17 @@ def test_gradients_reach_every_parameter_and_branches_are_what_a_block_sums(name
         torch.testing.assert_close(full + half, total)
 
 
-def test_torchvisions_resnext_becomes_ours():
+@pytest.mark.parametrize(
+    ('name', 'depths', 'cardinality', 'classes'),
+    [
+        ('torchvision/resnext', DEPTHS, 4, 5),
+        pytest.param('torchvision/resnext50_32x4d', [3, 4, 6, 3], 32, 1000, marks=pytest.mark.slow),
+    ],
+)
+def test_torchvisions_resnext_becomes_ours(name, depths, cardinality, classes):
     """Blocks of our ResNeXt with these depths, elastic in the same places, on the same weights."""
-    theirs = elasticize(build('torchvision/resnext'))
-    ours = ResNeXt(DEPTHS, 5, cardinality=4, base_width=4, elastic=True).double().eval()
+    theirs = elasticize(build(name))
+    ours = ResNeXt(depths, classes, cardinality=cardinality, base_width=4, elastic=True).double().eval()
     whole = [block for block in ours.blocks() if not block.elastic]
     state = theirs.state_dict()
     for path, block in ours.named_modules():
@@ -141,6 +152,18 @@ def test_torchvisions_resnext_becomes_ours():
     images = noise(2, 3, 65, 70, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(theirs(images), ours(images), rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_frozen_or_tested_stays_so_and_no_random_number_is_drawn():
+    net, state = build('timm/regnety'), torch.get_rng_state()
+    net.requires_grad_(False).s2.train()
+    net.s2.b2.conv1.bn.momentum = 0.3
+    elasticize(net)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+    assert all(module.training for module in net.s2.modules())
+    assert not any(module.training for module in net.s3.modules())
+    assert (net.s2.b2.bn1.momentum, net.s2.b2.bn1_d.momentum, net.s2.b2.bn2.momentum) == (0.3, 0.3, 0.1)
 
 
 def test_an_ungrouped_conv_is_cut_only_on_request():
@@ -199,14 +222,28 @@ def test_a_net_that_does_not_fit_is_refused_by_its_first_block(make, message):
         elasticize(make())
 
 
-def test_a_library_net_is_trained_resumed_bit_for_bit_and_tested(folder, tmp_path, capsys):
-    script = Script(classify, folder, '-a timm/regnety_002_elastic --image-size 32 -b 12 -g 1 -j 0 --device cpu')
-    name = 'timm_regnety_002_elastic_checkpoint.pth.tar'
+@pytest.mark.parametrize('script', [docker_classify, multilabel_classify], ids=lambda script: script.__name__)
+def test_the_other_scripts_know_library_nets(script, folder, coco, tmp_path):
+    data, last = (coco, 'coco_timm_regnety_002_elastic_') if script is multilabel_classify else (folder, '')
+    shared = '-a timm/regnety_002_elastic --image-size 32 -b 6 -g 1 -j 0 --device cpu --epochs 1 --output'
+    Script(script, data, shared)(tmp_path / 'run')
+    assert checkpoint.read(tmp_path / 'run' / f'{last}checkpoint.pth.tar').epoch == 1
+
+
+ELASTIC = 'timm/dla46x_c_elastic', 'torchvision/regnet_y_400mf_elastic', 'torchvision/resnext50_32x4d_elastic'
+
+
+@pytest.mark.parametrize(
+    'arch', ['timm/regnety_002_elastic', *(pytest.param(name, marks=pytest.mark.slow) for name in ELASTIC)]
+)
+def test_a_library_net_is_trained_resumed_bit_for_bit_and_tested(arch, folder, tmp_path, capsys):
+    script = Script(classify, folder, f'-a {arch} --image-size 32 -b 12 -g 1 -j 0 --device cpu')
+    name = f'{arch.replace("/", "_")}_checkpoint.pth.tar'
     script('--epochs', 2, '--output', tmp_path / 'a')
     script('--epochs', 1, '--output', tmp_path / 'b')
     script('--epochs', 2, '--output', tmp_path / 'b', '--auto-resume')
     assert_same(*(content(tmp_path / run, name) for run in 'ab'))
-    assert checkpoint.read(tmp_path / 'a' / name).arch == 'timm/regnety_002_elastic'
+    assert checkpoint.read(tmp_path / 'a' / name).arch == arch
     capsys.readouterr()
     script('--evaluate', '--resume', tmp_path / 'a' / name)
     error = capsys.readouterr().out.split(' * Err@1 ')[1].split()[0]
@@ -215,7 +252,7 @@ def test_a_library_net_is_trained_resumed_bit_for_bit_and_tested(folder, tmp_pat
     assert f'{float(error):.2f}' in capsys.readouterr().out
     pictures = folder / 'val', '--image-size', 32, '--device', 'cpu', '--out', tmp_path / 'policy.png'
     Script(scale_policy, tmp_path / 'a' / name)(*pictures)
-    assert len(json.loads((tmp_path / 'policy.json').read_text())['blocks']) == 3
+    assert len(json.loads((tmp_path / 'policy.json').read_text())['blocks']) >= 3
     net, _ = load_net(checkpoint.read(tmp_path / 'a' / name))
     assert_equals_eager(export(net, tmp_path / 'net.pt2', 32), net, 32)
 
@@ -225,10 +262,19 @@ def test_weights_of_the_library_are_taken_before_the_net_is_cut(folder, tmp_path
     torch.manual_seed(3)
     net = timm.create_model('regnety_002', num_classes=6)
     torch.save(net.state_dict(), tmp_path / 'library.pth')
-    given = f'-a timm/regnety_002 --image-size 32 --device cpu --pretrained {tmp_path}/library.pth'
-    script = Script(classify, folder, given)
-    script('--evaluate')
-    assert ' * Err@1' in capsys.readouterr().out
+    save_file(net.state_dict(), tmp_path / 'library.safetensors')
+    script = Script(classify, folder, '-a timm/regnety_002 --image-size 32 --device cpu')
+    for suffix in 'pth', 'safetensors':
+        script('--evaluate', '--pretrained', tmp_path / f'library.{suffix}')
+    first, second = capsys.readouterr().out.split(' * Err@1')[1:]
+    assert first.split('\n')[0] == second.split('\n')[0]
+    given = '--pretrained', tmp_path / 'library.pth'
+    assert '--pretrained and --resume' in script.error(capsys, *given, '--resume', 'x.pth')
+    shutil.rmtree(folder / 'val' / 'fox')
+    assert 'its head.fc is not of 5 classes' in script.error(capsys, *given, '--evaluate')
+    shutil.rmtree(folder / 'train' / 'fox')
+    script(*given, '--epochs', 0, '-b', 4, '-g', 1, '--output', tmp_path / 'run')
+    assert f'=> left out of {tmp_path}/library.pth, as initialised: head.fc' in capsys.readouterr().out
     state = net.state_dict()
     for classes, fits in (6, True), (5, False):
         own = models.build_classifier('timm/regnety_002', classes, weights=state)
@@ -238,8 +284,8 @@ def test_weights_of_the_library_are_taken_before_the_net_is_cut(folder, tmp_path
     assert torch.equal(elastic.s3.b2.conv1.weight, net.s3.b2.conv1.conv.weight[: len(elastic.s3.b2.conv1.weight)])
     del state['s1.b1.conv1.conv.weight']
     torch.save(state, tmp_path / 'library.pth')
-    assert 's1.b1.conv1.conv.weight' in script.error(capsys, '--evaluate')
-    assert '--pretrained is for nets of libraries' in script.error(capsys, '--evaluate', '-a', 'resnext50')
+    assert 's1.b1.conv1.conv.weight' in script.error(capsys, *given, '--evaluate')
+    assert '--pretrained is for nets of libraries' in script.error(capsys, *given, '-a', 'resnext50')
 
 
 @pytest.mark.parametrize(

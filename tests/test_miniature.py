@@ -1,7 +1,11 @@
 """The miniature comparison: pictures whose size is known, errors by size, nets, runs, differences, scale policies."""
 
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -188,6 +192,31 @@ def test_tasks_side_by_side_are_done_once_and_one_that_fails_is_named(tmp_path, 
     with pytest.raises(UserError, match='no .*d' if count == 1 else 'd was not made: its process ended with status 1'):
         side_by_side({tmp_path / 'd': partial(fail, tmp_path / 'd')}, count)
     assert ('error: no' in capfd.readouterr().err) == (count == 2)
+
+
+def wait(path):
+    """Tell one's process number, and end by a signal alone."""
+    path.with_suffix('.pid').write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def test_what_runs_side_by_side_ends_with_a_signal_and_with_its_parent(tmp_path):
+    """The parent has a signal of its own, or is killed: none of its children is left."""
+    tasks = {tmp_path / name: partial(wait, tmp_path / name) for name in 'ab'}
+    for number, ending in (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL):
+        parent = multiprocessing.get_context('spawn').Process(target=side_by_side, args=(tasks, 2))
+        parent.start()
+        children = []
+        while len(children) < 2 or not all(children):
+            time.sleep(0.1)
+            children = [path.read_text() for path in tmp_path.glob('*.pid')]
+        os.kill(parent.pid, number)
+        parent.join()
+        assert parent.exitcode == ending
+        while any(os.path.exists(f'/proc/{child}') for child in children):
+            time.sleep(0.1)
+        for path in tmp_path.glob('*.pid'):
+            path.unlink()
 
 
 def test_wrong_seeds_and_a_table_that_cannot_be_written(quick, tmp_path, capsys):
