@@ -133,8 +133,8 @@ def test_curves_are_of_one_run(tmp_path):
         assert [record['train']['loss'] for record in log.epochs()] == told
 
 
-def test_curves_that_lack_an_epoch_are_drawn_anew_and_others_are_not(classify, tmp_path, monkeypatch, capsys):
-    """As those of a run that was killed before it drew them."""
+def test_curves_are_drawn_at_a_start_and_after_each_epoch(classify, tmp_path, monkeypatch, capsys):
+    """Those of a run that was killed before it drew them lack an epoch."""
     arguments = '--output', tmp_path, '--auto-resume', '--epochs'
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         killed_at(patch, os, 'replace', 1, 'curves.png')
@@ -146,7 +146,7 @@ def test_curves_that_lack_an_epoch_are_drawn_anew_and_others_are_not(classify, t
     assert drawn == [1, 2]
     classify(*arguments, 2)
     assert '=> nothing to train: 2 epochs are done, and --epochs is 2\n' in capsys.readouterr().out
-    assert drawn == [1, 2]
+    assert drawn == [1, 2, 2]
 
 
 def test_curves_show_what_there_is(tmp_path, monkeypatch):

@@ -133,7 +133,7 @@ class Log:
                 if 'args' in record:
                     before, run = record['from_epoch'], record['checkpoint']
                     epochs = runs[run] = {n: done for n, done in runs.get(run, {}).items() if n < before}
-                else:
+                elif record['epoch'] in range(2**63) and all(isinstance(record.get(part, {}), dict) for part in COLORS):
                     epochs[record['epoch']] = record
         return list(epochs.values())
 
