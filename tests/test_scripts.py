@@ -48,7 +48,7 @@ def test_lines_log_and_checkpoint_of_classify_have_the_form_of_the_reference(und
     start, *rest = epochs(folder)
     assert start['args']['lr'] == 0.05
     assert {'git', 'torch', 'device'} <= start.keys()
-    assert [record['epoch'] for record in rest] == [0, 1]
+    assert [(record['epoch'], record['lr']) for record in rest] == [(0, 0.05), (1, pytest.approx(0.005))]
     assert all(set(record[part]) == {'loss', 'err1', 'err5'} for record in rest for part in ('train', 'val'))
     saved = torch.load(folder / LAST, weights_only=True)
     assert all(name.startswith('module.') for name in saved['state_dict'])
