@@ -11,23 +11,14 @@ from models.cost import count_macs, count_parameters
 from tests.nets import FAMILIES
 
 
-def small_net() -> nn.Module:
-    body = nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1),
-        nn.BatchNorm2d(8),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(8, 8, 3, padding=1, groups=4),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-    )
-    return nn.Sequential(OrderedDict(body=body, fc=nn.Linear(8, 5)))
-
-
 @pytest.mark.parametrize(('size', 'pixels'), [(16, 8 * 8), ((16, 30), 8 * 15), ((15, 9), 8 * 5)])
 def test_macs_by_hand(size, pixels):
+    first, second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=1, groups=4)
+    body = nn.Sequential(first, nn.BatchNorm2d(8), nn.ReLU(inplace=True), second, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(OrderedDict(body=body, fc=nn.Linear(8, 5)))
     conv, grouped, fc = pixels * 3 * 8 * 9, pixels * 2 * 8 * 9, 8 * 5
-    assert count_macs(small_net(), size) == conv + grouped + fc
-    assert count_parameters(small_net()) == (3 * 8 * 9 + 8) + 2 * 8 + (2 * 8 * 9 + 8) + (8 * 5 + 5)
+    assert count_macs(net, size) == conv + grouped + fc
+    assert count_parameters(net) == (3 * 8 * 9 + 8) + 2 * 8 + (2 * 8 * 9 + 8) + (8 * 5 + 5)
 
 
 def test_a_builder_costs_what_its_net_does_without_what_is_recomputed():

@@ -57,14 +57,6 @@ def importer(tmp_path):
     shutil.rmtree(folder)
 
 
-def written(script, arch):
-    """Import: the checkpoint, and the net as classify.py --evaluate loads it."""
-    script()
-    found, net = checkpoint.read(script.shared[-1]), nets.on_meta(arch).to_empty(device='cpu')
-    load_for_evaluation(net, found, CheckpointMeta('imagenet', arch, CLASSES))
-    return found, net.eval()
-
-
 def of_2017(state):
     """A DenseNet's state under its names of then, when batch norms counted nothing."""
     old = {re.sub(r'(layer\d+\.(?:norm|conv))([12]\.)', r'\1.\2', name): value for name, value in state.items()}
@@ -86,7 +78,10 @@ def test_outputs_are_the_librarys(importer, capsys, source):
     for name in UNUSED.get(source, ()):
         width = 256 if name.startswith('level3.') else 512
         state |= {f'{name}.0.weight': torch.zeros(width, width // 2, 1, 1), f'{name}.1.bias': torch.ones(width)}
-    found, net = written(importer(source, of_2017(state) if is_old else state), arch)
+    script = importer(source, of_2017(state) if is_old else state)
+    script()
+    found, net = checkpoint.read(script.shared[-1]), nets.on_meta(arch).to_empty(device='cpu').eval()
+    load_for_evaluation(net, found, CheckpointMeta('imagenet', arch, CLASSES))  # as classify.py --evaluate does
     assert (found.task, found.arch, found.epoch, found.classes) == ('imagenet', arch, 0, None)
     images = nets.noise(2, 3, 64, 64 if isinstance(net, DLA) else 75, dtype=torch.float64)
     with torch.inference_mode():

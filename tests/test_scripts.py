@@ -169,8 +169,8 @@ def test_docker_classify_as_one_process_uses_one_gpu_and_classify_all(folder, ti
     assert [call.args for call in cut.mock_calls] == [(8, 4, 4), (32, 4, 1)]  # of which on one GPU
 
 
-def test_sheet_of_predictions(undisturbed, coco, tiny, tmp_path, capsys, monkeypatch):
-    net = undisturbed('multilabel_classify').folder / LAST_OF_COCO
+def test_sheet_of_predictions(undisturbed, tiny, tmp_path, capsys, monkeypatch):
+    coco, net = SETS['multilabel_classify'](tmp_path / 'coco'), undisturbed('multilabel_classify').folder / LAST_OF_COCO
     sheet = Script(prediction_sheet, net, f'{coco} --image-size 32 --images 7')
     sheet(tmp_path / 'sheet.png')
     with Image.open(tmp_path / 'sheet.png') as picture:
