@@ -4,11 +4,10 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import models
-from models.fused import Conv, folded, fused
+from models.fused import Conv, fused
 from models.recompute import RecomputedSequential, frozen_statistics
 from tests import reference
 from tests.nets import CLASSIFIERS, FAMILIES, NETS, filled, in_make_test, noise, on_meta, recomputing
@@ -103,8 +102,6 @@ def test_bf16_autocast_is_close_and_trains(name, training):
 
 def test_bias_of_a_fused_conv_is_scaled_with_it():
     conv, norm, x = nn.Conv2d(3, 4, 3), reference.load_weights(nn.BatchNorm2d(4)).eval(), noise(1, 3, 5, 5)
-    weight, bias = folded(conv, norm)
-    torch.testing.assert_close(F.conv2d(x, weight, bias), norm(conv(x)))
     torch.testing.assert_close(Conv(conv, norm, relu=True)(x), norm(conv(x)).relu())
 
 
