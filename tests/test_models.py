@@ -1,4 +1,4 @@
-"""Every net against the numbers of the reference; in other sizes, layouts, precisions; fused, recomputed; their cost."""
+"""Every net against the numbers of the reference; in other sizes, layouts, precisions; fused, recomputed; its cost."""
 
 import copy
 from collections import OrderedDict
