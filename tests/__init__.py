@@ -1,1 +1,1 @@
-"""Tests; the parts they share are in reference.py."""
+"""Tests; what they share is in the files whose names do not begin with test_."""

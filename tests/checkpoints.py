@@ -1,6 +1,7 @@
 """Files as the reference wrote them, what does harm if it is unpickled naively, and a process that is killed."""
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -32,6 +33,11 @@ def released(model, optimizer):
     old = {'state': {ids[position]: value for position, value in saved['state'].items()}, 'param_groups': [group]}
     state = checkpoint.state_dict(model)
     return {'epoch': 7, 'arch': 'tiny', 'state_dict': state, 'best_err1': torch.tensor(21.5), 'optimizer': old}
+
+
+def file_of(state, **said):
+    """A checkpoint as it would be read, which says no more than this."""
+    return checkpoint.Checkpoint(Path('file'), state, **said)
 
 
 def save_net(path, net, roll=0, bias=0.0, **said):

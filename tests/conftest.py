@@ -111,16 +111,6 @@ def folder(tmp_path):
     return SETS['classify'](tmp_path / 'pictures')
 
 
-@pytest.fixture(name='coco')
-def coco_set(tmp_path):
-    return SETS['multilabel_classify'](tmp_path / 'coco')
-
-
-@pytest.fixture
-def devkit(tmp_path):
-    return SETS['segment'](tmp_path / 'devkit')
-
-
 @pytest.fixture(autouse=True)
 def one_thread():
     """Small nets are quicker on one thread, and tests that run side by side do not disturb each other."""
@@ -162,14 +152,14 @@ def classify(folder, tiny):
 
 
 @pytest.fixture
-def multilabel(coco, tiny):
-    return small_script('multilabel_classify', coco)
+def multilabel(tiny, tmp_path):
+    return small_script('multilabel_classify', SETS['multilabel_classify'](tmp_path / 'coco'))
 
 
 @pytest.fixture
-def segment(devkit, tiny, tmp_path):
+def segment(tiny, tmp_path):
     """segment.py, which writes into tmp_path/run."""
-    script = small_script('segment', devkit)
+    script = small_script('segment', SETS['segment'](tmp_path / 'devkit'))
     script.shared += ['--output', str(tmp_path / 'run')]
     return script
 
@@ -201,7 +191,8 @@ def undrawn(monkeypatch):
 def undisturbed(tmp_path_factory):
     """The run of the script of a name, two epochs that nothing stopped, without curves: to be read, not written to.
 
-    It has been done once; given are the script, for other runs on the same set, the folder, and the lines printed.
+    Classifiers learn more slowly in the second. The run has been done once; given are the script, for other runs on the
+    same set, the folder, and the lines printed.
     """
     Undisturbed = namedtuple('Undisturbed', 'train folder lines')
 
@@ -209,7 +200,7 @@ def undisturbed(tmp_path_factory):
     def run(name: str) -> Undisturbed:
         folder, printed = tmp_path_factory.mktemp(name), io.StringIO()
         script = small_script(name, SETS[name](folder / 'set'))
-        script.shared += ['--train'] * (name == 'segment')
+        script.shared += ['--train'] if name == 'segment' else ['--decay-epochs', '1']
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
             register(patch)
             patch.setattr(Log, 'draw', lambda log: None)

@@ -25,7 +25,7 @@ from utils.device import Compute
 from utils.distributed import all_reduce_mean, job, rank, world_size
 from utils.errors import exit_cleanly
 from utils.loader import DeviceLoader, EvalBatchSampler
-from utils.logger import Reporter
+from utils.logger import SpeedReporter
 from utils.metrics import TopKError
 from utils.multilabel import MultiLabelScores, multilabel_loss
 from utils.segmentation import SegmentationScores, Target, segmentation_loss
@@ -37,7 +37,10 @@ SCRIPTS = {script.__name__: script for script in (classify, docker_classify, mul
 
 
 def measures(share: bool) -> dict:
-    """The results of nets with fixed weights on sets of all sizes and tasks, shared by the processes or not."""
+    """The results of nets with fixed weights on sets of all sizes and tasks, shared by the processes or not.
+
+    After each batch there is a line of averages over the processes, which some have a batch fewer for.
+    """
     torch.manual_seed(0)
     net, segmenter, classes = TinyNet(7), TinySegmenter(7), [str(number) for number in range(7)]
     part, found = (rank(), world_size()) if share else (0, 1), {}
@@ -54,7 +57,7 @@ def measures(share: bool) -> dict:
         for task, (model, loss, metrics, targets) in tasks.items():
             loader = DeviceLoader(list(zip(images, targets, strict=True)), EvalBatchSampler(groups, 4, *part), CPU, 0)
             with SignalHandler() as stop:
-                found[task, samples] = evaluate(Evaluator(model, CPU), loss, loader, metrics, Reporter(1000), stop)
+                found[task, samples] = evaluate(Evaluator(model, CPU), loss, loader, metrics, SpeedReporter(1), stop)
     return found
 
 

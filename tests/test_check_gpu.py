@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import Script, TinyNet, register
 from tools.check_gpu import __main__ as tool
-from tools.check_gpu import cost, golden, numbers
+from tools.check_gpu import cost
 from tools.check_gpu.result import at_most, skipped
 
 CPU = torch.device('cpu')
@@ -29,8 +29,9 @@ SMALL = {
     'memory of segmentation, 16 x 513 x 513': {'net': 'tiny', 'batch': 2, 'side': 33},
     '... in bf16': {'net': 'tiny', 'batch': 2, 'side': 33},
 }
-# Of recorded nets and trainings one is enough; test_models.py and test_trajectories.py have them all.
+# Of recorded nets one is enough; test_models.py has them all.
 DONE = [name for name in tool.CHECKS if name in SMALL or not name.startswith(('golden', 'trained'))]
+SLOW = [name for name in tool.CHECKS if name not in DONE and name.startswith(('golden dla60x_elastic/seg', 'trained'))]
 
 
 @pytest.fixture(autouse=True)
@@ -43,21 +44,10 @@ def little(here, monkeypatch):
     monkeypatch.setattr(cost, 'BATCH', 2)
 
 
-@pytest.mark.parametrize('name', [*DONE, pytest.param('golden dla60x_elastic/seg, float64', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('name', [*DONE, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_what_holds_on_a_gpu_holds_on_a_cpu(name):
     row = tool.do(name, partial(tool.CHECKS[name], **SMALL.get(name, {})), CPU)
     assert row['status'] == ('skipped' if name.startswith(GPU_ONLY) else 'pass'), row
-
-
-@pytest.mark.parametrize('name', numbers.TRAININGS)
-def test_recorded_trainings_have_the_scripts_recipes(name):
-    case = golden.load('golden_training')['cases'][name]
-    (training_step, schedule), recorded, k = numbers.recorded_recipe(CPU, case), case['updates'][0], case['k']
-    first, groups = schedule(case['start_epoch']), training_step.optimizer.param_groups
-    rates, decays = [k * rate for rate in recorded['lr']], [decay / k for decay in recorded['weight_decay']]
-    assert [first * group.get('lr_scale', 1) for group in groups] == pytest.approx(rates)
-    assert [group['weight_decay'] for group in groups] == pytest.approx(decays)
-    assert training_step.accum_steps == k
 
 
 def test_a_check_that_falls_short_or_fails_is_told_and_the_others_go_on(tmp_path, capsys):

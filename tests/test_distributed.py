@@ -113,13 +113,3 @@ def test_docker_classifys_lines_are_averages_over_the_processes(classify, tmp_pa
         np.testing.assert_allclose(average[:, -1], logged, rtol=0, atol=2e-3)
         if part == 'train':  # all batches are of one size
             np.testing.assert_allclose(last.mean(1), logged, rtol=0, atol=2e-3)
-
-
-def test_processes_with_unequal_numbers_of_batches_do_not_wait_for_each_other(classify, folder, tmp_path, capsys):
-    classify('--epochs', 1, '--output', tmp_path)
-    (folder / 'val' / 'fox' / '0.png').unlink()  # 17 pictures: one process tests 8 and 1, the other 8
-    evaluation = '--evaluate', '--resume', tmp_path / LAST
-    classify(*evaluation)
-    out = run(2, 'docker_classify', *classify.shared, '-p', 1, *evaluation)
-    assert re.findall(r'Test: (\S+)', out) == ['[0/2]']
-    assert [line for line in out.splitlines() if ' * ' in line] == capsys.readouterr().out.splitlines()[-1:]

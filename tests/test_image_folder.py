@@ -98,13 +98,6 @@ def touch(folder, *names):
         path.touch()
 
 
-def assert_as_torchvision(folder):
-    ours, theirs = FolderIndex(folder), ImageFolder(str(folder))
-    assert list(ours) == theirs.samples
-    assert (ours.classes, ours.labels().tolist(), len(ours)) == (theirs.classes, theirs.targets, len(theirs))
-    assert ours[-1] == theirs.samples[-1]
-
-
 def test_samples_are_torchvisions(tmp_path, monkeypatch):
     touch(tmp_path / 'pictures', *NAMES)
     touch(tmp_path / 'other', 'g.jpg', 'in/h.png')
@@ -113,7 +106,10 @@ def test_samples_are_torchvisions(tmp_path, monkeypatch):
         (tmp_path / 'pictures' / link).symlink_to(tmp_path / target)
     monkeypatch.chdir(tmp_path)
     for folder in tmp_path / 'pictures', Path('pictures'):
-        assert_as_torchvision(folder)
+        ours, theirs = FolderIndex(folder), ImageFolder(str(folder))
+        assert list(ours) == theirs.samples
+        assert (ours.classes, ours.labels().tolist(), len(ours)) == (theirs.classes, theirs.targets, len(theirs))
+        assert ours[-1] == theirs.samples[-1]
 
 
 def test_empty_and_unreadable_folders_are_named(tmp_path):

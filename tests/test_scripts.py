@@ -48,7 +48,7 @@ def test_lines_log_and_checkpoint_of_classify_have_the_form_of_the_reference(und
     start, *rest = epochs(folder)
     assert start['args']['lr'] == 0.05
     assert {'git', 'torch', 'device'} <= start.keys()
-    assert [record['epoch'] for record in rest] == [0, 1]
+    assert [(record['epoch'], record['lr']) for record in rest] == [(0, 0.05), (1, pytest.approx(0.005))]
     assert all(set(record[part]) == {'loss', 'err1', 'err5'} for record in rest for part in ('train', 'val'))
     saved = torch.load(folder / LAST, weights_only=True)
     assert all(name.startswith('module.') for name in saved['state_dict'])
@@ -169,8 +169,8 @@ def test_docker_classify_as_one_process_uses_one_gpu_and_classify_all(folder, ti
     assert [call.args for call in cut.mock_calls] == [(8, 4, 4), (32, 4, 1)]  # of which on one GPU
 
 
-def test_sheet_of_predictions(undisturbed, coco, tiny, tmp_path, capsys, monkeypatch):
-    net = undisturbed('multilabel_classify').folder / LAST_OF_COCO
+def test_sheet_of_predictions(undisturbed, tiny, tmp_path, capsys, monkeypatch):
+    coco, net = SETS['multilabel_classify'](tmp_path / 'coco'), undisturbed('multilabel_classify').folder / LAST_OF_COCO
     sheet = Script(prediction_sheet, net, f'{coco} --image-size 32 --images 7')
     sheet(tmp_path / 'sheet.png')
     with Image.open(tmp_path / 'sheet.png') as picture:

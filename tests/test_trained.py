@@ -11,11 +11,11 @@ import hubconf
 import models
 from data.class_names import default_names, readable_names
 from data.voc import CLASSES
+from tests.checkpoints import file_of
 from tests.conftest import TinyNet, TinySegmenter
 from tests.nets import on_meta
 from tests.runs import assert_same
 from tools.pretrained import identify, load_net
-from utils.checkpoint import Checkpoint
 from utils.errors import UserError
 
 ROOT = str(Path(hubconf.__file__).parent)
@@ -37,16 +37,11 @@ def test_classes_without_names_and_imagenets_folders():
     assert readable_names('coco', folders[:80]) == folders[:80]
 
 
-def file_of(net, **said):
-    """A file of the net that says no more than this."""
-    return Checkpoint(Path('x.pth'), net.state_dict(), **said)
-
-
 @pytest.mark.parametrize('name', [*models.classifiers, *(f'{name}/seg' for name in models.segmenters)])
 def test_net_is_told_by_its_tensors(name):
     arch, tasks = name.removesuffix('/seg'), {'voc': 6} if name.endswith('/seg') else {'imagenet': 1000, 'coco': 80}
     for task, classes in tasks.items():
-        found = file_of(on_meta(name, classes))
+        found = file_of(on_meta(name, classes).state_dict())
         older = {key: value for key, value in found.state_dict.items() if 'num_batches' not in key}  # of PyTorch 0.4.0
         for file in found, replace(found, arch=arch), replace(found, state_dict=older):
             assert identify(file, None, None) == (task, arch)
@@ -57,8 +52,8 @@ def test_net_is_told_by_its_tensors(name):
 @pytest.mark.parametrize(
     'net, said, given, told',
     [
-        (nn.Linear(2, 2), {}, (), 'x.pth does not say what it is of, nor do its tensors tell: give --task and --arch$'),
-        (TinyNet(7), {}, ('voc', 'tiny'), 'x.pth: a checkpoint of another net, it holds no score.bias'),
+        (nn.Linear(2, 2), {}, (), 'file does not say what it is of, nor do its tensors tell: give --task and --arch$'),
+        (TinyNet(7), {}, ('voc', 'tiny'), 'file: a checkpoint of another net, it holds no score.bias'),
         (TinyNet(7), {}, (), 'tell: give --task$'),
         (TinyNet(7), SAID, ('coco',), 'a checkpoint of imagenet, not of coco'),
         (TinyNet(7), SAID, (None, 'dla60x'), 'a checkpoint of tiny, not of dla60x'),
@@ -68,7 +63,7 @@ def test_net_is_told_by_its_tensors(name):
 )
 def test_flags_and_file_must_agree(tiny, net, said, given, told):
     with pytest.raises(UserError, match=told):
-        load_net(file_of(net, **said), *given)
+        load_net(file_of(net.state_dict(), **said), *given)
 
 
 def load(name, **arguments):

@@ -4,26 +4,16 @@ The scripts run as a user calls them, with nothing put in their place but the da
 precision and the files that would be written. What is compared how, the recording's `about` says.
 """
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-import classify
-import docker_classify
 import models
-import multilabel_classify
-import segment
 from tests.conftest import Script
 from tests.reference import assert_equal
-from tools.check_gpu.golden import (
-    TOLERANCE,
-    load,
-    load_weights,
-    normalized,
-    samples,
-    trajectory_errors,
-    update_of,
-)
+from tools.check_gpu.golden import TOLERANCE, load, load_weights, normalized, samples, trajectory_errors, update_of
 from utils import checkpoint, trainer
 from utils.device import DTYPES
 from utils.loader import DeviceLoader
@@ -32,15 +22,14 @@ from utils.trainer import TrainingStep
 
 CASES = load('golden_training')['cases']
 QUICK = 'classify/dla60x/g1', 'docker_classify/resnext50_elastic', 'multilabel/dla60x', 'segment/resnext50_elastic'
-SCRIPTS = {script.__name__: script for script in (classify, docker_classify, multilabel_classify, segment)}
 
 
 def put_in_place(patch: pytest.MonkeyPatch, case: dict) -> None:
     """The recording's data, weights and precision for the scripts' own; neither checkpoints of 400 MB nor curves."""
     train, *val = samples(case)
-    patch.setattr(classify, 'open_train_and_val', lambda *_: (train, *val))
-    patch.setattr(multilabel_classify, 'open_part', lambda folder, part, *_: train if part == 'train' else val[0])
-    patch.setattr(segment, 'open_voc', lambda *_: train)
+    patch.setattr('classify.open_train_and_val', lambda *_: (train, *val))
+    patch.setattr('multilabel_classify.open_part', lambda folder, part, *_: train if part == 'train' else val[0])
+    patch.setattr('segment.open_voc', lambda *_: train)
     nets = models.segmenters if case['script'] == 'segment' else models.classifiers
     build = nets[case['arch']]
     patch.setitem(nets, case['arch'], lambda *args, **kwargs: load_weights(build(*args, **kwargs).double()))
@@ -87,7 +76,7 @@ def trained(monkeypatch, tmp_path):
         shared = f'-a {case["arch"]} --epochs {case["epochs"]} --workers 0 --device cpu --output {tmp_path} {own}'
         hook = register_optimizer_step_pre_hook(watch.note_update)
         try:
-            Script(SCRIPTS[case['script']], first, shared)(*case['arguments'])
+            Script(import_module(case['script']), first, shared)(*case['arguments'])
         finally:
             hook.remove()
         return watch
