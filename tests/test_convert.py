@@ -27,7 +27,7 @@ from models.cost import count_macs, count_parameters
 from models.elastic import capture_branches
 from models.fused import fused
 from models.resnext import ResNeXt
-from tests.conftest import Script
+from tests.conftest import SETS, Script
 from tests.nets import assert_equals_eager, noise
 from tests.runs import assert_same, content
 from tools import stress_test
@@ -223,8 +223,9 @@ def test_a_net_that_does_not_fit_is_refused_by_its_first_block(make, message):
 
 
 @pytest.mark.parametrize('script', [docker_classify, multilabel_classify], ids=lambda script: script.__name__)
-def test_the_other_scripts_know_library_nets(script, folder, coco, tmp_path):
-    data, last = (coco, 'coco_timm_regnety_002_elastic_') if script is multilabel_classify else (folder, '')
+def test_the_other_scripts_know_library_nets(script, tmp_path):
+    last = 'coco_timm_regnety_002_elastic_' if script is multilabel_classify else ''
+    data = SETS['multilabel_classify' if last else 'classify'](tmp_path / 'data')
     shared = '-a timm/regnety_002_elastic --image-size 32 -b 6 -g 1 -j 0 --device cpu --epochs 1 --output'
     Script(script, data, shared)(tmp_path / 'run')
     assert checkpoint.read(tmp_path / 'run' / f'{last}checkpoint.pth.tar').epoch == 1

@@ -108,7 +108,7 @@ def misfit(state):
     'source, change, told',
     [
         (RESNEXT, lambda state: state.pop('bn1.num_batches_tracked'), 'missing: bn1.num_batches_tracked'),
-        (SE, lambda state: state['fc.bias'].fill_(torch.nan), 'fc.bias of the net is not finite: not saved'),
+        (SE, lambda state: state['fc.bias'].fill_(torch.nan), 'fc.bias is not finite'),
         (DENSENET, lambda state: state.update({OLD: torch.zeros(9)}), 'the same tensor under an old and a new name'),
         (
             *(SE, misfit),
