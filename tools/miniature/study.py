@@ -173,6 +173,7 @@ class Study:
         words = f'--auto-resume -b {recipe.batch_size} -g 1 -j 0 -p 100 --epochs {epochs} --seed {seed}'.split()
         own = classify.make_parser().parse_args(['', *words, '--output', str(folder), '--device', self.device])
         own.batch_per_gpu = True  # one GPU
+        own.arch, own.lr, own.momentum, own.weight_decay = net, recipe.lr, recipe.momentum, recipe.weight_decay  # noted
         torch.manual_seed(seed)
         meta, model = CheckpointMeta('miniature', net, train.classes), build(net, len(train.classes))
         trainer = Trainer(own, meta, Files(LAST), model, loss_of_label, partial(ToolReporter, folder.name))
