@@ -116,14 +116,14 @@ def convert(block: nn.Module, scales: bool, ungrouped: bool) -> ConvertedBottlen
         raise ValueError('to cut its 3x3 convolution of one group (ungrouped=True) would change the net')
     whole, random = copy.deepcopy(block).to_empty(device='cpu').double().eval(), torch.Generator().manual_seed(0)
     for tensor in whole.state_dict().values():
-        values = torch.rand(tensor.shape, generator=random)
+        values = torch.rand(tensor.shape, generator=random, device='cpu')
         tensor.copy_(0.2 * values - 0.1 if tensor.dim() > 1 else values + 0.5)
     parts = parts_of(whole)
     (a, b, _), cut = parts.convs, ConvertedBottleneck(parts, elastic=False)
     if b.groups == 1:  # without what the cut leaves out
         width = cut.conv1.out_channels
         b.weight.data[:width, width:] = b.weight.data[width:, :width] = 0
-    x = torch.rand(2, a.in_channels, 8, 8, dtype=torch.float64, generator=random)
+    x = torch.rand(2, a.in_channels, 8, 8, dtype=torch.float64, generator=random, device='cpu')
     with torch.no_grad():
         if not torch.allclose(cut(x), whole(x), rtol=1e-9, atol=1e-9):
             raise ValueError('it computes something else than a bottleneck and its shortcut')

@@ -302,6 +302,12 @@ def test_names_that_cannot_be_built(arch, message, folder, capsys):
     assert message in Script(classify, folder).error(capsys, '-a', arch)
 
 
+@pytest.mark.parametrize('name', ['torchvision/regnet_y_400mf_elastic', 'timm/regnety_002_elastic'])
+def test_a_net_is_built_without_memory_where_only_its_shapes_matter(name):
+    build = models.classifiers[name]
+    assert count_macs(build) == count_macs(build()) < count_macs(models.classifiers[name.removesuffix('_elastic')])
+
+
 def test_without_timm_one_line_says_so(monkeypatch, folder, capsys):
     monkeypatch.setitem(sys.modules, 'timm', None)
     assert 'which is not installed: pip install timm' in Script(classify, folder).error(capsys, '-a', 'timm/dla60x')
