@@ -18,13 +18,14 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 from data.image_folder import ImageFolder, eval_transform, open_folder, open_train_and_val
-from utils.checkpoint import CheckpointMeta, build_classifier
+from utils.checkpoint import CheckpointMeta
 from utils.cli import (
     Parser,
     add_distributed_arguments,
     add_loop_arguments,
     add_recipe_arguments,
     add_run_arguments,
+    classifier_of,
     positive_int,
 )
 from utils.distributed import job, together
@@ -67,7 +68,7 @@ def main(
         with together():
             train_set, val_set = open_sets(args)
             torch.manual_seed(args.seed or 0)
-            model = build_classifier(args, len(val_set.classes))
+            model = classifier_of(args, len(val_set.classes))
             files = Files(last or f'{args.arch.replace("/", "_")}_checkpoint.pth.tar', best='model_best.pth.tar')
             meta = CheckpointMeta('imagenet', args.arch, val_set.classes)
             trainer = Trainer(args, meta, files, model, cross_entropy, reporter)

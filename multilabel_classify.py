@@ -20,13 +20,14 @@ from torch.optim import SGD
 
 from data.coco import MultiLabelImages, open_part, squashed
 from data.image_folder import RandomResizedCropFlip, check_same_classes
-from utils.checkpoint import CheckpointMeta, build_classifier
+from utils.checkpoint import CheckpointMeta
 from utils.cli import (
     Parser,
     add_distributed_arguments,
     add_loop_arguments,
     add_recipe_arguments,
     add_run_arguments,
+    classifier_of,
     nonnegative_int,
 )
 from utils.distributed import job, together
@@ -70,7 +71,7 @@ def main(args: Namespace, reporter: Callable[[int, int], Reporter] = Reporter) -
             train_set, val_set = open_sets(args)
             classes = val_set.table.classes
             torch.manual_seed(args.seed or 0)
-            model = build_classifier(args, len(classes))
+            model = classifier_of(args, len(classes))
             files = Files(f'coco_{args.arch.replace("/", "_")}_checkpoint.pth.tar')
             trainer = Trainer(args, CheckpointMeta('coco', args.arch, classes), files, model, multilabel_loss, reporter)
         val_metrics = partial(MultiLabelScores, classes=classes)

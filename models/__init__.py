@@ -37,20 +37,21 @@ class Classifiers(dict[str, Callable[..., nn.Module]]):
             return False
 
 
-classifiers = Classifiers(
-    resnext50=resnext50,
-    resnext50_elastic=resnext50_elastic,
-    resnext101=resnext101,
-    resnext101_elastic=resnext101_elastic,
-    se_resnext50=se_resnext50,
-    se_resnext50_elastic=se_resnext50_elastic,
-    dla60x=dla60x,
-    dla60x_elastic=dla60x_elastic,
-    dla102x=dla102x,
-    dla102x_elastic=dla102x_elastic,
-    densenet201=densenet201,
-    densenet201_elastic=densenet201_elastic,
+BUILDERS = (
+    resnext50,
+    resnext50_elastic,
+    resnext101,
+    resnext101_elastic,
+    se_resnext50,
+    se_resnext50_elastic,
+    dla60x,
+    dla60x_elastic,
+    dla102x,
+    dla102x_elastic,
+    densenet201,
+    densenet201_elastic,
 )
+classifiers = Classifiers({build.__name__: build for build in BUILDERS})
 
 segmenters: dict[str, Callable[..., nn.Module]] = {
     'resnext50': deeplab.resnext50,

@@ -112,7 +112,8 @@ def convert(block: nn.Module, scales: bool, ungrouped: bool) -> ConvertedBottlen
 
     It is tried with other weights, because its own may hide what it computes: many a norm begins at zero.
     """
-    if parts_of(block).convs[1].groups == 1 and not ungrouped:
+    own = parts_of(block)
+    if own.convs[1].groups == 1 and not ungrouped:
         raise ValueError('to cut its 3x3 convolution of one group (ungrouped=True) would change the net')
     whole, random = copy.deepcopy(block).to_empty(device='cpu').double().eval(), torch.Generator().manual_seed(0)
     for tensor in whole.state_dict().values():
@@ -127,4 +128,4 @@ def convert(block: nn.Module, scales: bool, ungrouped: bool) -> ConvertedBottlen
     with torch.no_grad():
         if not torch.allclose(cut(x), whole(x), rtol=1e-9, atol=1e-9):
             raise ValueError('it computes something else than a bottleneck and its shortcut')
-    return ConvertedBottleneck(parts_of(block), scales)
+    return ConvertedBottleneck(own, scales)

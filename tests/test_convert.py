@@ -26,6 +26,7 @@ from models.converted import ConvertedBottleneck
 from models.cost import count_macs, count_parameters
 from models.elastic import capture_branches
 from models.fused import fused
+from models.libraries import library_builder
 from models.resnext import ResNeXt
 from tests.conftest import SETS, Script
 from tests.nets import assert_equals_eager, noise
@@ -310,6 +311,7 @@ def test_a_net_is_built_without_memory_where_only_its_shapes_matter(name):
 
 def test_without_timm_one_line_says_so(monkeypatch, folder, capsys):
     monkeypatch.setitem(sys.modules, 'timm', None)
+    library_builder.cache_clear()  # which another test may have filled
     assert 'which is not installed: pip install timm' in Script(classify, folder).error(capsys, '-a', 'timm/dla60x')
 
 

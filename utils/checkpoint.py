@@ -7,7 +7,6 @@ seed, scaler, position, smooth_loss, processes). Files of 2019 hold only some of
 import os
 import pickle
 import re
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -18,9 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import models
 from models.norm import batch_norms, bn_buffers
-from utils.distributed import is_main_process
 from utils.errors import UserError, named, reading
 from utils.files import written_whole
 
@@ -201,27 +198,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = load_file(path)
     _check(path, state, {})
     return state
-
-
-def build_classifier(args: Namespace, num_classes: int) -> nn.Module:
-    """The net of --arch with fresh weights, or, where --pretrained names them, with those of its library."""
-    name, path, given = args.arch, args.pretrained, {}
-    if path:
-        if '/' not in name:
-            raise UserError(f'--pretrained is for nets of libraries: for {name} use tools.import_weights, and --resume')
-        if args.resume:
-            raise UserError('--pretrained and --resume both name weights: give one of them')
-        given['weights'] = read_weights(path)
-    try:
-        model = models.build_classifier(name, num_classes, **given)
-    except ValueError as error:
-        raise UserError(f'--arch {name}' + f' from {path}' * bool(path) + f': {error}') from None
-    if path and model.fresh:
-        if args.evaluate:
-            raise UserError(f'{path}: its {", ".join(model.fresh)} is not of {num_classes} classes')
-        if is_main_process():
-            print(f'=> left out of {path}, as initialised: {", ".join(model.fresh)}', flush=True)
-    return model
 
 
 @dataclass(frozen=True)

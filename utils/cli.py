@@ -7,8 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from torch import nn
+
 import models
+from utils.checkpoint import read_weights
 from utils.device import DTYPES
+from utils.distributed import is_main_process
+from utils.errors import UserError
 
 LARGEST = 2**31 - 1  # of whole numbers: products of two and an image's values are counted in 64 bits
 MOST_PIXELS = 2**14  # of a side
@@ -112,6 +117,27 @@ def classifier(name: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return name
+
+
+def classifier_of(args: argparse.Namespace, num_classes: int) -> nn.Module:
+    """Build the net of --arch with fresh weights, or, where --pretrained names them, with those of its library."""
+    name, path, given = args.arch, args.pretrained, {}
+    if path:
+        if '/' not in name:
+            raise UserError(f'--pretrained is for nets of libraries: for {name} use tools.import_weights, and --resume')
+        if args.resume:
+            raise UserError('--pretrained and --resume both name weights: give one of them')
+        given['weights'] = read_weights(path)
+    try:
+        model = models.build_classifier(name, num_classes, **given)
+    except ValueError as error:
+        raise UserError(f'--arch {name}' + f' from {path}' * bool(path) + f': {error}') from None
+    if path and model.fresh:
+        if args.evaluate:
+            raise UserError(f'{path}: its {", ".join(model.fresh)} is not of {num_classes} classes')
+        if is_main_process():
+            print(f'=> left out of {path}, as initialised: {", ".join(model.fresh)}', flush=True)
+    return model
 
 
 def optional_path(text: str) -> Path | None:

@@ -29,7 +29,7 @@ from utils import checkpoint
 from utils.checkpoint import CheckpointMeta, load_for_evaluation
 from utils.device import Compute
 from utils.files import write_files
-from utils.loader import DeviceLoader, EvalBatchSampler
+from utils.loader import DeviceLoader
 
 Look = dict[str, Any]  # what `look` finds of a net, and of which data set and seed it is
 BINS = 8  # of as many pictures each, in the order of their objects' sizes
@@ -48,9 +48,8 @@ def look_at(study: Study, data: str, seed: int) -> None:
     compute, net = Compute(study.device, all_gpus=False), build('elastic', len(test.classes))
     trained = checkpoint.read(study.folder(data, 'elastic', seed) / LAST)
     load_for_evaluation(net, trained, CheckpointMeta('miniature', 'elastic', test.classes))
-    batches = EvalBatchSampler([range(len(test))], 4 * study.recipe.batch_size)
-    loader = DeviceLoader(test, batches, compute, 0)
-    found = {'data': data, 'seed': seed, **look(compute.place(net).eval(), test, loader)}
+    found = look(compute.place(net).eval(), test, study.test_loader(test, compute))
+    found |= {'data': data, 'seed': seed}
     write_files({noted(study, data, seed): json.dumps(found).encode() + b'\n'})
 
 

@@ -92,15 +92,15 @@ def differences_table(sets: dict[str, dict[str, Values]]) -> str:
     return markdown.table(header, 'llrrrr', rows)
 
 
-def paired(differences: list[float]) -> str:
+def paired(values: list[float]) -> str:
     """For instance `-1.20 (-2.00 to -0.40), 5 -, 0 +`; of one seed the difference alone."""
-    if not differences:
+    if not values:
         return ''
-    if len(differences) == 1:
-        return f'{differences[0]:+.2f}'
-    low, high = interval(differences)
-    below, above = sum(value < 0 for value in differences), sum(value > 0 for value in differences)
-    return f'{mean(differences):+.2f} ({low:+.2f} to {high:+.2f}), {below} -, {above} +'
+    if len(values) == 1:
+        return f'{values[0]:+.2f}'
+    low, high = interval(values)
+    below, above = sum(value < 0 for value in values), sum(value > 0 for value in values)
+    return f'{mean(values):+.2f} ({low:+.2f} to {high:+.2f}), {below} -, {above} +'
 
 
 def claims_table(sets: dict[str, dict[str, Values]]) -> str:
@@ -114,9 +114,9 @@ def claims_table(sets: dict[str, dict[str, Values]]) -> str:
     return markdown.table(['claim', 'difference', *sets], 'l' * (2 + len(sets)), rows) + f'\n\n{LIMITS}'
 
 
-def verdict(differences: list[float]) -> str:
+def verdict(values: list[float]) -> str:
     """Whether errors are lower, as claimed: the interval says yes, no, or neither."""
-    low, high = interval(differences)
+    low, high = interval(values)
     return 'yes' if high < 0 else 'no, the contrary' if low > 0 else 'undecided'
 
 

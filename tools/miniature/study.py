@@ -25,7 +25,7 @@ from models.resnext import ResNeXt
 from tools.miniature.data import SIDE, THIRDS, ScaledObjects, jittered_photos, shapes
 from tools.results import ToolReporter
 from utils.checkpoint import CheckpointMeta
-from utils.device import pick_device
+from utils.device import Compute, pick_device
 from utils.errors import UserError
 from utils.files import write_files
 from utils.loader import DeviceLoader, EvalBatchSampler, available_cores
@@ -165,6 +165,10 @@ class Study:
         train, test = (read(seed=DATA_SEED, part=part, count=count[place]) for part, count in counts.items())
         return replace(train, transform=RandomHorizontalFlip()), test
 
+    def test_loader(self, test: ScaledObjects, compute: Compute) -> DeviceLoader:
+        """Test pictures in their order, as many at once as fit four training batches."""
+        return DeviceLoader(test, EvalBatchSampler([range(len(test))], 4 * self.recipe.batch_size), compute, 0)
+
     def carry_out(self, data: str, net: str, seed: int) -> None:
         """Train a net by the recipe, as classify.py would, from its last checkpoint on; test it once, and note that."""
         torch.set_num_threads(1)
@@ -182,8 +186,8 @@ class Study:
         )
         schedule = partial(milestones, recipe.lr, at=[part * epochs for part in recipe.drops])
         trainer.fit(optimizer, schedule, train, ScaleError)
-        compute, batches = trainer.compute, EvalBatchSampler([range(len(test))], 4 * recipe.batch_size)
-        loader, errors = DeviceLoader(test, batches, compute, 0), ScaleError(compute.device)
+        compute = trainer.compute
+        loader, errors = self.test_loader(test, compute), ScaleError(compute.device)
         with SignalHandler() as stop:
             errors = evaluate(Evaluator(model, compute), loss_of_label, loader, errors, trainer.reporter, stop)
         seconds = round(time.perf_counter() - start, 1)  # of an interrupted run only since it went on
