@@ -32,7 +32,7 @@ from utils.distributed import job, together
 from utils.errors import exit_cleanly
 from utils.logger import Reporter
 from utils.metrics import TopKError
-from utils.run import Files
+from utils.run import CheckpointNames
 from utils.schedules import step_decay
 from utils.trainer import Trainer
 
@@ -69,9 +69,10 @@ def main(
             train_set, val_set = open_sets(args)
             torch.manual_seed(args.seed or 0)
             model = classifier_of(args, len(val_set.classes))
-            files = Files(last or f'{args.arch.replace("/", "_")}_checkpoint.pth.tar', best='model_best.pth.tar')
+            last = last or f'{args.arch.replace("/", "_")}_checkpoint.pth.tar'
+            names = CheckpointNames(last, best='model_best.pth.tar')
             meta = CheckpointMeta('imagenet', args.arch, val_set.classes)
-            trainer = Trainer(args, meta, files, model, cross_entropy, reporter)
+            trainer = Trainer(args, meta, names, model, cross_entropy, reporter)
         if args.evaluate:
             return trainer.evaluate(val_set, TopKError)
         optimizer = SGD(

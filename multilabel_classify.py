@@ -34,7 +34,7 @@ from utils.distributed import job, together
 from utils.errors import exit_cleanly
 from utils.logger import Reporter
 from utils.multilabel import MultiLabelCounts, MultiLabelScores, multilabel_loss
-from utils.run import Files
+from utils.run import CheckpointNames
 from utils.schedules import milestones
 from utils.trainer import Trainer
 
@@ -72,8 +72,8 @@ def main(args: Namespace, reporter: Callable[[int, int], Reporter] = Reporter) -
             classes = val_set.table.classes
             torch.manual_seed(args.seed or 0)
             model = classifier_of(args, len(classes))
-            files = Files(f'coco_{args.arch.replace("/", "_")}_checkpoint.pth.tar')
-            trainer = Trainer(args, CheckpointMeta('coco', args.arch, classes), files, model, multilabel_loss, reporter)
+            names = CheckpointNames(f'coco_{args.arch.replace("/", "_")}_checkpoint.pth.tar')
+            trainer = Trainer(args, CheckpointMeta('coco', args.arch, classes), names, model, multilabel_loss, reporter)
         val_metrics = partial(MultiLabelScores, classes=classes)
         if args.evaluate:
             return trainer.evaluate(val_set, val_metrics)

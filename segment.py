@@ -41,7 +41,7 @@ from utils.cli import (
 from utils.distributed import job, together
 from utils.errors import exit_cleanly
 from utils.logger import Reporter, SegmentationReporter
-from utils.run import Files
+from utils.run import CheckpointNames
 from utils.schedules import poly
 from utils.segmentation import (
     MultiScale,
@@ -113,7 +113,7 @@ def train(args: Namespace, reporter: Callable[[int, int], Reporter]) -> None:
         if args.freeze_bn:
             freeze_bn_layers(model)
         meta = CheckpointMeta('voc', args.arch, CLASSES)
-        trainer = Trainer(args, meta, checkpoint_files(args), model, shared_segmentation_loss, reporter)
+        trainer = Trainer(args, meta, checkpoint_names(args), model, shared_segmentation_loss, reporter)
     optimizer = SGD(parameter_groups(model, args.last_mult), args.base_lr, MOMENTUM, fused=trainer.on_gpu)
     schedule = partial(poly, args.base_lr, epochs=args.epochs)
     trainer.fit(optimizer, schedule, train_set, RunningLoss)
@@ -124,12 +124,12 @@ def evaluate(args: Namespace, reporter: Callable[[int, int], Reporter]) -> dict[
     with together():
         scenes = open_voc(args.data / 'VOC2012', 'val.txt', PadToSize(args.crop_size))
         sizes = [size_of(path) for path in scenes.images]
-        files = checkpoint_files(args)
-        resumed = args.resume or args.output / files.numbered(args.epochs)
+        names = checkpoint_names(args)
+        resumed = args.resume or args.output / names.numbered(args.epochs)
         device = args.device if args.gpu is None else f'cuda:{args.gpu}'
         args = Namespace(**{**vars(args), 'resume': resumed, 'device': device})
         model = models.build_segmenter(args.arch, len(CLASSES))
-        trainer = Trainer(args, CheckpointMeta('voc', args.arch, CLASSES), files, model, segmentation_loss, reporter)
+        trainer = Trainer(args, CheckpointMeta('voc', args.arch, CLASSES), names, model, segmentation_loss, reporter)
     with Predictions(args.output, scenes, sizes, args.overlay) as predictions:
         groups = groups_of_one_size([scenes.transform.padded_size(size) for size in sizes])
         metrics = partial(SegmentationScores, classes=CLASSES, images=len(scenes), keep=predictions.keep)
@@ -138,10 +138,10 @@ def evaluate(args: Namespace, reporter: Callable[[int, int], Reporter]) -> dict[
         return trainer.evaluate(scenes, metrics, groups, wrap)
 
 
-def checkpoint_files(args: Namespace) -> Files:
+def checkpoint_names(args: Namespace) -> CheckpointNames:
     """The names of the run's checkpoints."""
     stem = f'deeplab_{args.arch}_{args.dataset}_v3_{args.exp}_'
-    return Files(f'{stem}last.pth', stem=f'{stem}epoch')
+    return CheckpointNames(f'{stem}last.pth', stem=f'{stem}epoch')
 
 
 def parameter_groups(model: nn.Module, last_mult: float) -> list[dict[str, Any]]:

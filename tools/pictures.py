@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data.image_folder import pil_loader
 from utils.cli import Parser, add_device_argument, at_least_32, nonnegative_int, positive_int
 from utils.device import Compute
-from utils.loader import DeviceLoader, EvalBatchSampler, told_of_workers
+from utils.loader import DeviceLoader, EvalBatchSampler
 
 
 def add_test_arguments(parser: Parser) -> None:
@@ -54,6 +54,5 @@ def outputs_of(
     """Outputs on the CPU and target of each picture, in the order of make_loader; the model is moved to the device."""
     compute = Compute(args.device)
     net = compute.runner(compute.place(model).eval(), train=False)
-    with told_of_workers():
-        for images, targets in tqdm(make_loader(pictures, args, compute, groups), disable=None, leave=False):
-            yield from zip(net(images).cpu(), targets.cpu(), strict=True)
+    for images, targets in tqdm(make_loader(pictures, args, compute, groups), disable=None, leave=False):
+        yield from zip(net(images).cpu(), targets.cpu(), strict=True)

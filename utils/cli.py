@@ -65,7 +65,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
-    """One process per device. Under torch.distributed.run --world-size and --rank are the launcher's."""
+    """How the processes of a job meet, one per device; a launcher's --world-size and --rank win."""
     add = parser.add_argument_group('one process per GPU').add_argument
     add('--world-size', type=positive_int, default=1, metavar='N', help='number of processes')
     add('--rank', type=nonnegative_int, metavar='N', help='number of this process, from 0')

@@ -6,10 +6,8 @@ Augmentation is drawn from (seed, epoch, sample), so neither the number of worke
 import multiprocessing
 import multiprocessing.connection
 import os
-import re
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -136,13 +134,15 @@ class SeededDataset(Dataset):
 class DeviceLoader:
     """Batches of a dataset of (uint8 image, target) pairs, on the device, the images normalized there."""
 
-    def __init__(self, dataset: Dataset, batches: TrainBatchSampler | EvalBatchSampler, compute: Compute, workers: int):
-        self.batches, self.compute = batches, compute
+    def __init__(
+        self, dataset: Dataset, batch_sampler: TrainBatchSampler | EvalBatchSampler, compute: Compute, workers: int
+    ):
+        self.batch_sampler, self.compute = batch_sampler, compute
         # torch.distributed.run tells how many processes share this machine's cores.
         workers = min(workers, max(available_cores() // int(os.environ.get('LOCAL_WORLD_SIZE', 1)), 1))
         self.loader = DataLoader(
-            SeededDataset(dataset, batches.seed),
-            batch_sampler=batches,
+            SeededDataset(dataset, batch_sampler.seed),
+            batch_sampler=batch_sampler,
             num_workers=workers,
             collate_fn=collate,
             pin_memory=compute.device.type == 'cuda',
@@ -153,31 +153,33 @@ class DeviceLoader:
         self.stream = torch.cuda.Stream(compute.device) if compute.device.type == 'cuda' else None
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         """All batches, or those from where training batches were told to seek. Raises a sample's UserError."""
         return self._ahead(self.stream) if self.stream else map(self._placed, self._loaded())
 
     def _loaded(self) -> Iterator[Any]:
-        """The batches as workers make them; UserError that names one that died, and its signal.
-
-        That shows in many ways, such as an EOFError over a batch that was being handed over.
-        """
+        """The batches as workers make them. Raises UserError where one is missing because a worker died."""
         workers: list[multiprocessing.Process] = []
         try:
             batches = iter(self.loader)
             workers = multiprocessing.active_children()
+            if workers and hasattr(signal, 'SIGCHLD'):
+                # PyTorch's handler would raise the death at any moment, such as while a checkpoint is written.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             yield from batches
-        except (RuntimeError, EOFError, ConnectionError) as error:
-            ending = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)
-            dead = [worker for worker in workers if worker.sentinel in ending]
-            if not dead:
+        except (RuntimeError, EOFError, ConnectionError) as error:  # EOFError: it died handing a batch over
+            ended = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)
+            dead = next((worker for worker in workers if worker.sentinel in ended), None)
+            if dead is None:
                 raise
-            dead[0].join()  # else its end could be told once more, later
-            code = dead[0].exitcode
+            dead.join()
+            code = dead.exitcode
             how = f'exited with status {code}' if code >= 0 else f'is killed by signal: {signal.strsignal(-code)}'
-            raise _death_of_worker(f'DataLoader worker (pid {dead[0].pid}) {how}') from error
+            cure = 'if memory ran out, as most often, give fewer --workers'
+            go_on = '--auto-resume goes on from the last checkpoint'
+            raise UserError(f'DataLoader worker (pid {dead.pid}) {how}; {cure}; {go_on}') from error
 
     def _ahead(self, side: torch.cuda.Stream) -> Iterator[tuple[Tensor, Any]]:
         """On a GPU: each batch is copied and normalized on a stream of its own, while the one before it is used."""
@@ -213,28 +215,6 @@ class DeviceLoader:
         if images.shape[1] == 4:
             values.mul_(pixels[..., 3:])
         return values.permute(0, 3, 1, 2)
-
-
-@contextmanager
-def told_of_workers() -> Iterator[None]:
-    """Within, the death of a worker is a UserError: a handler of PyTorch's raises what tells of it, at any moment.
-
-    What it interrupts may have made an error of its own of it, as the writing of a checkpoint does.
-    """
-    try:
-        yield
-    except (RuntimeError, UserError) as error:
-        death = re.search(r'DataLoader worker \(pid.*?\) (is killed by signal|exited)[^.;]*', str(error))
-        if not death:
-            raise
-        raise _death_of_worker(death[0]) from error
-
-
-def _death_of_worker(message: str) -> UserError:
-    if hasattr(signal, 'SIGCHLD'):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise again as the other workers end
-    cure = 'if memory ran out, as most often, give fewer --workers; --auto-resume goes on from the last checkpoint'
-    return UserError(f'{message}; {cure}')
 
 
 def collate(samples: Sequence[Any]) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.norm import bn_buffers
 from utils import checkpoint
 from utils.checkpoint import Checkpoint, CheckpointMeta, check_fit, head_mismatch, load_optimizer, resume, transfer
+from utils.device import TrainingStep
 from utils.distributed import all_gather_object, is_distributed, is_main_process, rank, together, world_size
 from utils.errors import UserError, reading
 from utils.logger import Log, Reporter
@@ -43,18 +44,17 @@ def check_weights(model: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class Files:
+class CheckpointNames:
     """What a run calls its checkpoints: the last, that of the best epoch, and numbered ones that are kept for good.
 
     An epoch is the best if its `metric`, of validation and in %, is lower than all before. A numbered file bears the
-    epochs done behind the `stem`; there is one every `every` epochs, and one at the run's end.
+    epochs done behind the `stem`; there is one every 10 epochs, and one at the run's end.
     """
 
     last: str
     best: str | None = None
     metric: str = 'err1'
     stem: str | None = None
-    every: int = 10
 
     def numbered(self, epoch: int) -> str:
         """The name of the numbered file of so many epochs done."""
@@ -62,22 +62,14 @@ class Files:
 
     def due(self, epoch: int, epochs: int) -> bool:
         """Whether a numbered file is kept of `epoch` epochs done, in a run of `epochs`."""
-        return self.stem is not None and (epoch % self.every == 0 or epoch == epochs)
+        return self.stem is not None and (epoch % 10 == 0 or epoch == epochs)
 
     def include(self, name: str, epochs: int) -> bool:
         """Whether a run of so many epochs writes a file of this name."""
         digits = name.removeprefix(self.stem or '').removesuffix('.pth')
         number = int(digits) if digits.isdecimal() else 0
-        is_numbered = number and name == self.numbered(number)
-        return name in (self.last, self.best) or bool(is_numbered and number <= epochs and self.due(number, epochs))
-
-
-class TrainState(NamedTuple):
-    """What a checkpoint keeps of training."""
-
-    model: nn.Module  # bare: neither compiled nor wrapped
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
+        is_numbered = name == self.numbered(number) and 0 < number <= epochs and self.due(number, epochs)
+        return is_numbered or name in (self.last, self.best)
 
 
 class Run:
@@ -91,15 +83,17 @@ class Run:
         self,
         args: Namespace,
         meta: CheckpointMeta,
-        files: Files,
-        state: TrainState,
+        names: CheckpointNames,
+        training_step: TrainingStep,
         plan: dict[str, int],
         reporter: Reporter,
     ):
-        self.args, self.meta, self.files, self.state = args, meta, files, state
-        self.plan, self.reporter, self.folder = plan, reporter, args.output
+        self.args, self.meta, self.names, self.plan, self.reporter = args, meta, names, plan, reporter
+        self.model = training_step.model  # bare: neither compiled nor wrapped
+        self.optimizer, self.scaler = training_step.optimizer, training_step.scaler
+        self.folder = args.output
         self.log = Log(self.folder)
-        self.finite = FiniteLoss(next(state.model.parameters()).device)
+        self.finite = FiniteLoss(next(self.model.parameters()).device)
         self.epoch = self.step = self.seed = 0
         self.best: float | None = None  # before the first epoch is validated
         self.smooth_loss: float | None = None  # where the epoch under way began: an average that epochs hand on
@@ -109,16 +103,16 @@ class Run:
 
     def begin(self, found: Checkpoint | None, device: str) -> None:
         """Start afresh, resume `found` or transfer it, and log the arguments; UserError if it fits neither way."""
-        difference = found and head_mismatch(found, self.state.model, self.meta)
+        difference = found and head_mismatch(found, self.model, self.meta)
         if found and not difference:
             with reading(f'{found.path} has another form'):
                 self._resume(found)
         else:
             self._start(found, difference)
         if is_main_process():
-            checkpoint.remove_leftovers(self.folder, lambda name: self.files.include(name, self.args.epochs))
+            checkpoint.remove_leftovers(self.folder, lambda name: self.names.include(name, self.args.epochs))
             facts = {'device': device, 'from_epoch': self.epoch, 'from_step': self.step}
-            self.log.start(vars(self.args), self.files.last, **facts)
+            self.log.start(vars(self.args), self.names.last, **facts)
 
     def resumed_metrics(self, metrics: Metrics) -> Metrics:
         """Let an epoch's new metrics go on from where the resumed ones, or the last epoch's average, stopped."""
@@ -143,7 +137,7 @@ class Run:
     def save_if_due(self) -> None:
         """Save inside an epoch, after an update, as often as --save-steps says."""
         if self.args.save_steps and self.step % (self.args.save_steps * self.plan['accumulate']) == 0:
-            self.save(self.files.last)
+            self.save(self.names.last)
 
     @contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
@@ -151,7 +145,7 @@ class Run:
         try:
             yield
         except Stopped as stopped:
-            self.save(self.files.last)
+            self.save(self.names.last)
             name = signal.Signals(stopped.code - 128).name
             where = f'epoch {self.epoch}, step {self.step}'
             self.reporter.say(f'=> {name}: saved at {where}; --resume {self.newest} goes on')
@@ -159,14 +153,14 @@ class Run:
 
     def finish_epoch(self, learning_rate: float, **results: dict[str, Any]) -> None:
         """Log the epoch's results in `train` and `val`, and save it, also as the best or numbered if it is."""
-        names = [self.files.last]
-        if self.files.best:
-            reached = results['val'][self.files.metric]
+        names = [self.names.last]
+        if self.names.best:
+            reached = results['val'][self.names.metric]
             if self.best is None or reached < self.best:
                 self.best = reached
-                names.append(self.files.best)
-        if self.files.due(self.epoch + 1, self.args.epochs):
-            names.append(self.files.numbered(self.epoch + 1))
+                names.append(self.names.best)
+        if self.names.due(self.epoch + 1, self.args.epochs):
+            names.append(self.names.numbered(self.epoch + 1))
         if is_main_process():
             self.log.note(epoch=self.epoch, lr=learning_rate, **results, **self._best())
         self.smooth_loss = self.metrics.smooth_loss
@@ -182,21 +176,21 @@ class Run:
         """
         self.check_finite()
         with together():  # running statistics are each process's own
-            check_weights(self.state.model)
+            check_weights(self.model)
         inside = self.step > 0 and self.metrics is not None  # an epoch
         counts = self.metrics.state_dict() if inside else None
         content = {
             'epoch': self.epoch,
             **asdict(self.meta),
-            'state_dict': checkpoint.state_dict(self.state.model),
-            'optimizer': self.state.optimizer.state_dict(),
-            'scaler': self.state.scaler.state_dict(),
+            'state_dict': checkpoint.state_dict(self.model),
+            'optimizer': self.optimizer.state_dict(),
+            'scaler': self.scaler.state_dict(),
             'seed': self.seed,
             'position': {'step': self.step, 'plan': self.plan, 'metrics': counts} if inside else None,
             'smooth_loss': self.smooth_loss,
         }
         if is_distributed():  # what each process has of its own
-            statistics = {name: value.cpu() for name, value in bn_buffers(self.state.model).items()}
+            statistics = {name: value.cpu() for name, value in bn_buffers(self.model).items()}
             content['processes'] = all_gather_object({'statistics': statistics, 'metrics': counts})
         content |= self._best()
         with together():
@@ -205,20 +199,20 @@ class Run:
         self.newest = self.folder / names[0]
 
     def _best(self) -> dict[str, float]:
-        return {} if self.best is None else {f'best_{self.files.metric}': self.best}
+        return {} if self.best is None else {f'best_{self.names.metric}': self.best}
 
     def _start(self, found: Checkpoint | None, difference: str | None) -> None:
-        own = sorted(path for path in self.folder.glob('*') if self.files.include(path.name, self.args.epochs))
+        own = sorted(path for path in self.folder.glob('*') if self.names.include(path.name, self.args.epochs))
         if found and found.path in own:
             raise UserError(f'{found.path} cannot be resumed: {difference}; give another --output')
         if own:
-            last = self.folder / self.files.last
+            last = self.folder / self.names.last
             path, go_on = (last, 'go on with it (--auto-resume), or ') if last in own else (own[0], '')
             cure = f'{go_on}give this one a folder of its own, --output runs/{self.meta.arch}'
             raise UserError(f'{path} is of another run: {cure}')
         self.seed, self.epoch = self.args.seed or 0, self.args.start_epoch
         if found:
-            fresh = transfer(self.state.model, found)
+            fresh = transfer(self.model, found)
             self.reporter.say(f'=> transferred {found.path}; left out, as initialised: {", ".join(fresh)}')
 
     def _resume(self, found: Checkpoint) -> None:
@@ -227,23 +221,23 @@ class Run:
             raise UserError(f'{found.path} was trained with --seed {found.seed}, not {seed}: leave --seed out')
         if found.position:
             self._take_position(found.position, found.path)
-        resume(self.state.model, found)
+        resume(self.model, found)
         if found.processes and len(found.processes) == world_size():
-            own, buffers = found.processes[rank()], bn_buffers(self.state.model)
+            own, buffers = found.processes[rank()], bn_buffers(self.model)
             check_fit(buffers, own['statistics'], found.path)
             for name, value in buffers.items():
                 value.copy_(own['statistics'][name])
             self.metrics_state = own['metrics']
         elif not is_main_process():  # of a job of another size: the first process goes on with what was saved
             self.metrics_state = None
-        load_optimizer(self.state.model, self.state.optimizer, found)
-        if found.scaler and self.state.scaler.is_enabled():
-            self.state.scaler.load_state_dict(found.scaler)
+        load_optimizer(self.model, self.optimizer, found)
+        if found.scaler and self.scaler.is_enabled():
+            self.scaler.load_state_dict(found.scaler)
         self.seed = (seed or 0) if found.seed is None else found.seed
         self.epoch = self.args.start_epoch if found.epoch is None else found.epoch
         self.smooth_loss, self.newest = found.smooth_loss, found.path
-        if self.files.best:
-            self.best = found.best.get(f'best_{self.files.metric}')
+        if self.names.best:
+            self.best = found.best.get(f'best_{self.names.metric}')
         self.reporter.say(f'=> resumed {found.path}: {self.epoch} epochs and {self.step} steps done')
 
     def _take_position(self, position: dict[str, Any], path: Path) -> None:

@@ -7,19 +7,18 @@ Nothing in the two loops waits for the device between printed lines, but segment
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from models.cost import count_parameters
-from models.fused import fused
 from models.norm import batch_norms, bn_buffers, train_with_frozen_bn
 from utils import checkpoint
 from utils.checkpoint import Checkpoint, CheckpointMeta, load_for_evaluation
-from utils.device import Compute, Runner, keep_freed_memory
+from utils.device import Compute, Evaluator, Loss, Runner, TrainingStep, keep_freed_memory
 from utils.distributed import (
     all_gather_object,
     all_reduce_mean,
@@ -32,90 +31,19 @@ from utils.distributed import (
 )
 from utils.errors import UserError
 from utils.files import lock
-from utils.loader import (
-    DeviceLoader,
-    EvalBatchSampler,
-    TrainBatchSampler,
-    micro_batches,
-    smallest_part,
-    told_of_workers,
-)
+from utils.loader import DeviceLoader, EvalBatchSampler, TrainBatchSampler, micro_batches, smallest_part
 from utils.logger import Reporter
 from utils.metrics import Clock, Metrics, over_processes
-from utils.run import Files, Run, TrainState
+from utils.run import CheckpointNames, Run
 from utils.signals import SignalHandler
 
-Loss = Callable[[Tensor, Any], Tensor]  # (outputs, targets) -> mean loss ()
 NewMetrics = Callable[[torch.device], Metrics]
-
-
-class TrainingStep:
-    """Forward, backward and update of a net whose gradients are averaged over `accum_steps` micro-batches."""
-
-    def __init__(
-        self, model: nn.Module, loss: Loss, compute: Compute, optimizer: torch.optim.Optimizer, accum_steps: int = 1
-    ):
-        self.model, self.loss, self.compute, self.optimizer = model, loss, compute, optimizer
-        self.accum_steps = accum_steps
-        self.runner = compute.runner(model, train=True)  # the net as it is called: compiled, over several devices
-        self.scaler = compute.scaler()
-
-    def __call__(self, step: int, images: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
-        """Add the gradients of the epoch's micro-batch numbered `step`; its outputs, detached, and mean loss."""
-        with self.no_sync(step):
-            outputs, loss = self.forward(images, targets)
-            self.backward(loss)
-        return outputs.detach(), loss
-
-    def no_sync(self, step: int) -> AbstractContextManager:
-        """Context in which gradients stay in their process; of an update's last micro-batch they are averaged."""
-        return nullcontext() if world_size() == 1 or self.completes_update(step) else self.runner.no_sync()
-
-    def forward(self, images: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
-        """Outputs, in float32 at least, and mean loss () of a micro-batch N x 3 x H x W."""
-        outputs = self.runner(images)
-        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        return outputs, self.loss(outputs, targets)
-
-    def backward(self, loss: Tensor) -> None:
-        """Add a micro-batch's share to the gradients of the update."""
-        self.scaler.scale(loss / self.accum_steps).backward()
-
-    def completes_update(self, step: int) -> bool:
-        """Whether the micro-batch numbered `step` (from 0) is the last of an update."""
-        return (step + 1) % self.accum_steps == 0
-
-    def optimizer_step(self, learning_rate: float) -> None:
-        """Let the optimizer use the gradients, and clear them. A group's `lr_scale` is a factor of its own."""
-        for group in self.optimizer.param_groups:
-            group['lr'] = learning_rate * group.get('lr_scale', 1)
-        self.scaler.step(self.optimizer)
-        self.scaler.update(self.compute.loss_scale)
-        self.optimizer.zero_grad()
-
-
-class Evaluator:
-    """A net as it is tested: fused and in the precision of the arithmetic, compiled once for all tests."""
-
-    def __init__(self, model: nn.Module, compute: Compute, wrap: Callable[[Runner], Runner] | None = None):
-        self.model, self.compute, self.wrap = model, compute, wrap
-        self.net: nn.Module | None = None
-
-    def load(self) -> Runner:
-        """Take the weights that the net now has; a function of images N x 3 x H x W that gives outputs in float32."""
-        fresh = self.compute.place_for_test(fused(self.model))
-        if self.net is None:
-            self.net, self.runner = fresh, self.compute.runner(fresh, train=False)
-        self.net.load_state_dict(fresh.state_dict())  # what was compiled stays
-        return self.wrap(self._outputs) if self.wrap else self._outputs
-
-    def _outputs(self, images: Tensor) -> Tensor:
-        return self.runner(self.compute.of_any_number(images.to(self.compute.dtype))).float()
+Schedule = Callable[[float], float]  # epochs done, a part of one included -> learning rate
 
 
 def train_epoch(
     training_step: TrainingStep,
-    schedule: Callable[[float], float],
+    schedule: Schedule,
     loader: DeviceLoader,
     metrics: Metrics,
     run: Run,
@@ -123,14 +51,14 @@ def train_epoch(
 ) -> dict[str, Any]:
     """Train from where the run is to the end of the epoch; what `metrics` computes over all of the epoch.
 
-    `schedule` gives the learning rate for the epochs done, a part of one included. After each update and at the end
-    stopping loses nothing: there Stopped is raised if a signal came, and the run saves if it is time. Micro-batches at
-    the epoch's end that do not fill an update are run and discarded, as in the reference.
+    After each update and at the end stopping loses nothing: there Stopped is raised if a signal came, and the run saves
+    if it is time. Micro-batches at the epoch's end that do not fill an update are run and discarded, as in the
+    reference.
     """
     train_with_frozen_bn(training_step.model)
     training_step.optimizer.zero_grad()
     clock, steps, reporter = Clock(), len(loader), run.reporter
-    loader.batches.set_epoch(run.epoch, run.step)
+    loader.batch_sampler.set_epoch(run.epoch, run.step)
     batches = reporter.bar(clock.measure(loader), steps, run.step, f'Epoch {run.epoch}')
     for step, (images, targets) in enumerate(batches, run.step):
         outputs, loss = training_step(step, images, targets)
@@ -151,7 +79,6 @@ def train_epoch(
     return over_processes(metrics).compute()
 
 
-@told_of_workers()
 @torch.inference_mode()
 def evaluate(
     evaluator: Evaluator, loss: Loss, loader: DeviceLoader, metrics: Metrics, reporter: Reporter, stop: SignalHandler
@@ -163,14 +90,14 @@ def evaluate(
     keep_freed_memory(evaluator.compute.device)
     net, clock, steps = evaluator.load(), Clock(), len(loader)
     for step, (images, targets) in enumerate(reporter.bar(clock.measure(loader), steps, label='Test')):
-        if step < loader.batches.common:
+        if step < loader.batch_sampler.common:
             stop.check()
         outputs = net(images)
         metrics.update(loss(outputs, targets), outputs, targets)
         clock.tick()
-        if reporter.due(step, steps, loader.batches.common):
+        if reporter.due(step, steps, loader.batch_sampler.common):
             reporter.test_line(step, steps, clock, metrics)
-    if loader.batches.shared:
+    if loader.batch_sampler.shared:
         metrics.reduce()
         results = metrics.compute()
     else:
@@ -182,7 +109,7 @@ def evaluate(
 class Trainer:
     """Trains a net, or tests it, on the device, in the batches and in the folder that the command line names.
 
-    A batch is cut as if on --num-gpus GPUs. `files` are the names of checkpoints, `meta` is what they say of the net.
+    A batch is cut as if on --num-gpus GPUs. `names` are those of checkpoints, `meta` is what they say of the net.
     Raises UserError for a device that is not there and batches that cannot be cut.
     """
 
@@ -190,12 +117,12 @@ class Trainer:
         self,
         args: Namespace,
         meta: CheckpointMeta,
-        files: Files,
+        names: CheckpointNames,
         model: nn.Module,
         loss: Loss,
         reporter: Callable[[int, int], Reporter] = Reporter,
     ):
-        self.args, self.meta, self.files, self.loss = args, meta, files, loss
+        self.args, self.meta, self.names, self.loss = args, meta, names, loss
         layout, scale = not args.no_channels_last, args.static_loss_scale
         self.compute = Compute(args.device, args.amp, layout, args.compile, scale, all_gpus=not args.batch_per_gpu)
         if args.sync_bn and self.compute.device.type != 'cuda':
@@ -227,7 +154,7 @@ class Trainer:
         `groups` are the samples that can share a batch, by default all; `wrap` makes of the net what is tested.
         """
         with together():
-            found = find_checkpoint(self.args, self.files)
+            found = find_checkpoint(self.args, self.names)
             if found is not None:
                 load_for_evaluation(self.model, found, self.meta)
             elif not self.args.pretrained:
@@ -237,26 +164,22 @@ class Trainer:
         with SignalHandler() as stop:
             return self._test(Evaluator(self.model, self.compute, wrap), loader, metrics, stop)
 
-    @told_of_workers()
     def fit(
         self,
         optimizer: torch.optim.Optimizer,
-        schedule: Callable[[float], float],
+        schedule: Schedule,
         train_set: Dataset,
         train_metrics: NewMetrics,
         val_set: Dataset | None = None,
         val_metrics: NewMetrics | None = None,
     ) -> None:
-        """Train to --epochs epochs, from the checkpoint that the command line names if it does, testing after each.
-
-        `schedule` gives the learning rate for the epochs done, a part of one included.
-        """
+        """Train to --epochs epochs, from the checkpoint that the command line names if it does, testing after each."""
         args, compute, reporter = self.args, self.compute, self.reporter
         with together():
             self._check(train_set)
             output_lock = lock(args.output) if is_main_process() else nullcontext()
         with together():  # only once locked: no other run can replace the file that is read
-            found = find_checkpoint(args, self.files)
+            found = find_checkpoint(args, self.names)
         images = f'{len(train_set):,} training' + (f' and {len(val_set):,} test' if val_set is not None else '')
         self._describe(images, f'{self.accum_steps} x {self.micro_batch} per update')
         keep_freed_memory(compute.device)
@@ -264,8 +187,7 @@ class Trainer:
         with output_lock, SignalHandler() as stop:
             with together():
                 plan = {'samples': len(train_set), 'micro-batch': self.micro_batch, 'accumulate': self.accum_steps}
-                state = TrainState(self.model, optimizer, training_step.scaler)
-                run = Run(args, self.meta, self.files, state, plan, reporter)
+                run = Run(args, self.meta, self.names, training_step, plan, reporter)
                 run.begin(found, str(compute))
             train_loader = DeviceLoader(train_set, self._train_batches(train_set, run.seed), compute, args.workers)
             if val_set is not None:
@@ -331,8 +253,8 @@ class Trainer:
         self.reporter.say(f'{net}; {images} images, {batches}; {compute}{faster}')
 
 
-def find_checkpoint(args: Namespace, files: Files) -> Checkpoint | None:
+def find_checkpoint(args: Namespace, names: CheckpointNames) -> Checkpoint | None:
     """The run's own last checkpoint with --auto-resume if there is one, else what --resume names, if anything."""
-    own = args.output / files.last
+    own = args.output / names.last
     path = own if args.auto_resume and own.exists() else args.resume
     return checkpoint.read(path) if path else None

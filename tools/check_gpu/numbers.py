@@ -21,14 +21,15 @@ from tools.check_gpu.nets import CLASSES, compute_of, filled, gradients_of, nois
 from tools.check_gpu.result import Result, at_most, distance
 from utils import checkpoint
 from utils.checkpoint import CheckpointMeta
+from utils.device import Evaluator, TrainingStep
 from utils.loader import DeviceLoader, TrainBatchSampler
 from utils.logger import Reporter
 from utils.metrics import TopKError
-from utils.run import Files, Run, TrainState
+from utils.run import CheckpointNames, Run
 from utils.schedules import poly, step_decay
 from utils.segmentation import RunningLoss, segmentation_loss
 from utils.signals import SignalHandler
-from utils.trainer import Evaluator, Trainer, TrainingStep, train_epoch
+from utils.trainer import Trainer, train_epoch
 
 FAMILIES = (  # one net of each, and of the segmenters
     'resnext50_elastic',
@@ -95,8 +96,8 @@ def trajectory(device: torch.device, name: str) -> Result:
     batches = TrainBatchSampler(len(dataset), case['micro_batch'], 0, smallest)
     loader = DeviceLoader(dataset, batches, training_step.compute, 0)
     loader.normalize = golden.normalized
-    args, state = Namespace(output=Path(), save_steps=0), TrainState(model, optimizer, training_step.scaler)
-    run = Run(args, None, Files(LAST), state, {}, Reporter(every=1))
+    args = Namespace(output=Path(), save_steps=0)
+    run = Run(args, None, CheckpointNames(LAST), training_step, {}, Reporter(every=1))
     with redirect_stdout(io.StringIO()):
         for run.epoch in range(case['start_epoch'], case['epochs']):
             run.step = 0
@@ -149,7 +150,7 @@ def trained(device: torch.device, folder: Path, kill_at: int = 0) -> list[Tensor
     args = classify.make_parser().parse_args([*arguments.split(), str(folder)])
     args.device = str(device)  # a number, too, where there are several
     meta, model = CheckpointMeta('imagenet', 'net', CLASSES), filled('resnext', len(CLASSES))
-    trainer, updates = Trainer(args, meta, Files(LAST), model, cross_entropy), count(1)
+    trainer, updates = Trainer(args, meta, CheckpointNames(LAST), model, cross_entropy), count(1)
     optimizer = torch.optim.SGD(trainer.model.parameters(), 0.05, 0.9, weight_decay=1e-4, fused=trainer.on_gpu)
 
     def before_update(*_) -> None:

@@ -10,12 +10,12 @@ from torch.nn.functional import cross_entropy
 
 from tools.check_gpu.nets import CLASSES, compute_of, filled, noise_set, recomputing, training_step_of
 from tools.check_gpu.result import Result, skipped
+from utils.device import Evaluator
 from utils.loader import DeviceLoader, EvalBatchSampler, TrainBatchSampler
 from utils.metrics import Metrics, TopKError
 from utils.multilabel import MultiLabelCounts, MultiLabelScores, multilabel_loss
 from utils.run import FiniteLoss
 from utils.segmentation import RunningLoss, SegmentationScores, Target, shared_segmentation_loss
-from utils.trainer import Evaluator
 
 
 class Task(NamedTuple):
@@ -99,8 +99,8 @@ def batches_arrive_whole(device: torch.device, count: int = 256, side: int = 224
     everything, wrong, reserved = dataset.images.to(device), torch.zeros((), dtype=torch.int64, device=device), []
     busy = torch.rand(2048, 2048, device=device) if device.type == 'cuda' else torch.rand(8, 8)
     for epoch in range(6):
-        loader.batches.set_epoch(epoch)
-        orders = [torch.tensor([index for _, index in batch]).to(device) for batch in loader.batches]
+        loader.batch_sampler.set_epoch(epoch)
+        orders = [torch.tensor([index for _, index in batch]).to(device) for batch in loader.batch_sampler]
         for (images, _), order in zip(loader, orders, strict=True):
             for _ in range(10):  # so that this stream is behind the loader's
                 busy = (busy @ busy).clamp(0, 1)

@@ -25,15 +25,15 @@ from models.resnext import ResNeXt
 from tools.miniature.data import SIDE, THIRDS, ScaledObjects, jittered_photos, shapes
 from tools.results import ToolReporter
 from utils.checkpoint import CheckpointMeta
-from utils.device import Compute, pick_device
+from utils.device import Compute, Evaluator, pick_device
 from utils.errors import UserError
 from utils.files import write_files
 from utils.loader import DeviceLoader, EvalBatchSampler, available_cores
 from utils.metrics import TopKError
-from utils.run import Files
+from utils.run import CheckpointNames
 from utils.schedules import milestones
 from utils.signals import SignalHandler
-from utils.trainer import Evaluator, Trainer, evaluate
+from utils.trainer import Trainer, evaluate
 
 RESNEXTS = {
     'base': {'depths': (1, 2, 3, 1), 'base_width': 4, 'elastic': False},
@@ -180,7 +180,7 @@ class Study:
         own.arch, own.lr, own.momentum, own.weight_decay = net, recipe.lr, recipe.momentum, recipe.weight_decay  # noted
         torch.manual_seed(seed)
         meta, model = CheckpointMeta('miniature', net, train.classes), build(net, len(train.classes))
-        trainer = Trainer(own, meta, Files(LAST), model, loss_of_label, partial(ToolReporter, folder.name))
+        trainer = Trainer(own, meta, CheckpointNames(LAST), model, loss_of_label, partial(ToolReporter, folder.name))
         optimizer = SGD(
             model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=trainer.on_gpu
         )

@@ -26,7 +26,6 @@ from tools.scale_policy.figure import draw_folder, draw_pictures
 from utils.cli import Parser
 from utils.device import Compute
 from utils.errors import UserError, exit_cleanly
-from utils.loader import told_of_workers
 
 DEFINITION = (
     'A branch responds with the mean absolute value, over channels and pixels, of what it contributes to its '
@@ -44,7 +43,6 @@ def make_parser() -> Parser:
     return parser
 
 
-@told_of_workers()
 def main(args: Namespace) -> None:
     """Measure, draw and note."""
     pictures, compute = open_pictures(args), Compute(args.device)
