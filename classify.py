@@ -21,9 +21,7 @@ from data.image_folder import ImageFolder, eval_transform, open_folder, open_tra
 from utils.checkpoint import CheckpointMeta
 from utils.cli import (
     Parser,
-    add_distributed_arguments,
-    add_loop_arguments,
-    add_recipe_arguments,
+    add_classifying_arguments,
     add_run_arguments,
     classifier_of,
     positive_int,
@@ -51,11 +49,9 @@ def make_parser(description: str = __doc__, batch: str = 'samples per update') -
     """Make the parser of the arguments, whose defaults are the recipe."""
     parser = Parser(description)
     parser.add_argument('data', type=Path, metavar='DIR', help='folder with train/ and val/; to evaluate, with val/')
-    add_recipe_arguments(parser, batch)
+    add_classifying_arguments(parser, batch)
     parser.add_argument('--decay-epochs', type=positive_int, metavar='N', help='epochs between divisions of lr by 10')
-    add_loop_arguments(parser)
     add_run_arguments(parser)
-    add_distributed_arguments(parser)
     parser.set_defaults(**RECIPE)
     return parser
 

@@ -23,9 +23,7 @@ from data.image_folder import RandomResizedCropFlip, check_same_classes
 from utils.checkpoint import CheckpointMeta
 from utils.cli import (
     Parser,
-    add_distributed_arguments,
-    add_loop_arguments,
-    add_recipe_arguments,
+    add_classifying_arguments,
     add_run_arguments,
     classifier_of,
     nonnegative_int,
@@ -56,10 +54,8 @@ def make_parser() -> Parser:
     parser.add_argument('--year', choices=['2014', '2017'], default='2014', help='of the folder and file names')
     parser.add_argument('--decay-epochs', type=nonnegative_int, nargs='+', metavar='N',
         help='epochs after each of which lr is divided by 10')  # fmt: skip
-    add_recipe_arguments(parser)
-    add_loop_arguments(parser)
+    add_classifying_arguments(parser)
     add_run_arguments(parser)
-    add_distributed_arguments(parser)
     parser.set_defaults(**RECIPE)
     return parser
 

@@ -12,7 +12,6 @@ paper is the default: SGD 0.007, momentum 0.9, a poly schedule, batches of 16 cr
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from models.norm import freeze_bn_layers
 from utils.checkpoint import CheckpointMeta
 from utils.cli import (
     Parser,
-    add_distributed_arguments,
     add_run_arguments,
     multiplier,
     nonnegative_float,
@@ -61,7 +59,6 @@ def make_parser() -> Parser:
     parser = Parser(__doc__)
     add_segmentation_arguments(parser)
     add_run_arguments(parser)
-    add_distributed_arguments(parser)
     parser.set_defaults(**RECIPE, output=Path('data'), num_gpus=None, start_epoch=0, average_bn=False)
     return parser
 
@@ -148,7 +145,7 @@ def parameter_groups(model: nn.Module, last_mult: float) -> list[dict[str, Any]]
     """The backbone's parameters, then the head's with `last_mult` times the learning rate, each in the net's order."""
     decay = 5e-4 if isinstance(model, DeepLab) else 1e-4
     backbone, heads = (
-        list(chain.from_iterable(model.get_submodule(name).parameters() for name in names))
+        list(nn.ModuleList(map(model.get_submodule, names)).parameters())
         for names in (model.backbone, model.head_names)
     )
     return [

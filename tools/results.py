@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from utils.cli import Parser
-from utils.files import check_writable, drawn, write_files
+from utils.files import check_writable, write_files
 from utils.logger import Reporter
 from utils.metrics import Clock, Metrics
 
@@ -43,7 +43,9 @@ def write_results(figure: Figure, results: dict[str, Any], picture: Path) -> Non
 
 def rasterized(figure: Figure) -> Image.Image:
     """Draw a figure as an image of 256 colors, on disk a third of one of all colors."""
-    image = Image.open(drawn(figure, figure.dpi)).convert('RGB')
+    drawn = BytesIO()
+    figure.savefig(drawn, format='png', dpi=figure.dpi)
+    image = Image.open(drawn).convert('RGB')
     return image.quantize(palette=image.quantize(256, kmeans=2))  # only with a palette given does Pillow dither
 
 

@@ -29,8 +29,8 @@ NUMPY_SCALARS = [
     (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
     (np._core.multiarray.scalar, 'numpy._core.multiarray.scalar'),
 ]
-# What a file may hold beside its state dict, in words and as a test; None counts as not there. Whoever uses an
-# optimizer, a scaler, a position or what processes have looks at what is within.
+# What a file may hold beside its state dict, in words and as a test; None counts as not there. The content of
+# an optimizer, a scaler, a position or processes is checked where it is used.
 NAME = 'a name', lambda value: isinstance(value, str)
 COUNT = 'a whole number from 0 on', lambda value: isinstance(value, Integral) and 0 <= value < 2**63
 DICT = 'a dict', lambda value: isinstance(value, Mapping)
@@ -110,7 +110,7 @@ def write(content: Mapping[str, Any], *paths: Path) -> None:
 
 
 def remove_leftovers(folder: Path, are_own: Callable[[str], bool]) -> None:
-    """Remove what was half written of files of own names when a process was killed; nobody may be writing them."""
+    """Remove files of our own names that a killed process left half written; nobody may be writing them."""
     for path in folder.glob('*.tmp'):
         name, _, _ = path.name.removesuffix('.tmp').rpartition('.')  # between them the process's number
         if are_own(name):
@@ -151,7 +151,7 @@ def _check(path: Path, state: Any, known: Mapping[str, Any]) -> None:
 
 
 def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
-    """All that is within dicts and lists, however deep, once each, called by the way to it."""
+    """All values in nested dicts and lists, once each, with their dotted names."""
     waiting, seen = [('', value)], set()
     while waiting:
         name, value = waiting.pop()
@@ -280,7 +280,7 @@ def load_for_evaluation(model: nn.Module, checkpoint: Checkpoint, expected: Chec
 def transfer(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     """Load all but the heads; the modules that so stay as initialised. UserError if anything else differs.
 
-    A segmenter also takes a classifier's state. What it only carries along and never trains is taken where it fits.
+    A segmenter also takes a classifier's state. The modules that it names as `untrained` are loaded where they fit.
     """
     source = checkpoint.state_dict
     if _is_of_classifier(checkpoint, model):

@@ -49,7 +49,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where a run computes, what it writes and how it goes on: the same on every script."""
+    """Where a run computes, what it writes, how it goes on and how its processes meet: the same on every script."""
     add = parser.add_argument_group('run').add_argument
     add_device_argument(add)
     add('--amp', choices=list(DTYPES), default='off', help='precision of products; tf32, fp16: GPUs only')
@@ -62,6 +62,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add('--save-steps', type=nonnegative_int, default=0, metavar='N', help='save every N updates; 0: at epochs only')
     # The first two are docker_classify.py's, the last one the classifying scripts'.
     parser.set_defaults(static_loss_scale=None, batch_per_gpu=False, pretrained=None)
+    add_distributed_arguments(parser)
 
 
 def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,8 +77,11 @@ def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
     add('--sync-bn', action='store_true', help='normalize over the batches of all processes; GPUs only')
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser, batch: str = 'samples per update') -> None:
-    """Net and optimization under the names of the reference. Defaults are the script's to set; `batch` is --help's."""
+def add_classifying_arguments(parser: argparse.ArgumentParser, batch: str = 'samples per update') -> None:
+    """What the classifying scripts share, under the names of the reference.
+
+    Defaults of the recipe are the script's to set; `batch` is what --help says of --batch-size.
+    """
     add = parser.add_argument_group('recipe').add_argument
     nets = ', '.join(models.classifiers)
     add('-a', '--arch', type=classifier, default='resnext50_elastic', metavar='ARCH',
@@ -93,10 +97,6 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, batch: str = 'samples 
     add('--lr', '--learning-rate', '--l', type=nonnegative_float, metavar='X', help='initial learning rate')
     add('--momentum', type=nonnegative_float, metavar='X', help="SGD's momentum")
     add('--weight-decay', '--wd', type=nonnegative_float, metavar='X', help='weight decay of all parameters')
-
-
-def add_loop_arguments(parser: argparse.ArgumentParser) -> None:
-    """Input, testing and reporting of the classifying scripts."""
     add = parser.add_argument_group('input, testing and reporting').add_argument
     add('--image-size', type=at_least_32, default=224, metavar='PIXELS', help='side of the crop')
     add('-j', '--workers', type=nonnegative_int, default=16, metavar='N', help="loading; at most the machine's cores")

@@ -64,7 +64,7 @@ class Compute:
         channels_last: bool = True,
         compile: bool = False,
         loss_scale: float | None = None,  # of fp16; None: as large as it can be
-        all_gpus: bool = True,  # without a job; else one
+        all_gpus: bool = True,  # if none is numbered; a process of a job uses one
     ):
         self.device = pick_device(device)
         if self.device == torch.device('cuda') and (is_distributed() or not all_gpus):
@@ -95,7 +95,7 @@ class Compute:
         Each process keeps its own running statistics, as the reference's did.
         """
         runner: nn.Module = model
-        if train and self.dtype in (torch.bfloat16, torch.float16):  # to test, the weights themselves are
+        if train and self.dtype in (torch.bfloat16, torch.float16):  # for tests place_for_test casts the weights
             runner = Autocast(model, self.device.type, self.dtype)
         if train and is_distributed():
             runner = DistributedDataParallel(runner, gradient_as_bucket_view=True, **OWN_BUFFERS)

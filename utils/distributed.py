@@ -29,7 +29,7 @@ LOST = re.compile('gloo/transport|pair closure|Wait timeout|Timeout waiting for 
 def job(args: Namespace) -> Iterator[None]:
     """Meet the other processes that torch.distributed.run, or --world-size and --rank, tell of, if they do.
 
-    A UserError within, or one of them lost, is told and ends this process at once.
+    A UserError within, or the loss of another process, is printed and ends this process at once.
     """
     launched = {'RANK', 'WORLD_SIZE', 'LOCAL_RANK'} <= os.environ.keys()
     world = int(os.environ['WORLD_SIZE']) if launched else args.world_size
@@ -42,7 +42,7 @@ def job(args: Namespace) -> Iterator[None]:
     address = args.dist_url or ('env://' if launched else LOCAL)
     message = f'process {number} of {world} ({address}) cannot go on without the others'
     try:
-        watchdog = Watchdog(*_meet(args, number, world, address), message)
+        watchdog = Watchdog(_meet(args, number, world, address), number, world, args.dist_timeout, message)
         yield
         watchdog.stop()
         all_gather_object(None)  # nobody ends, and is missed, before all have stopped watching
@@ -93,11 +93,11 @@ class Watchdog:
                 _leave(UserError(f'{self.message}; process {named(silent)} was silent for half of --dist-timeout'))
 
 
-LEAVING = threading.Lock()  # never released: who comes second, to tell of the same end, waits for it
+LEAVING = threading.Lock()  # never released: of main thread and watchdog, only the first prints an error
 
 
 def _leave(error: UserError) -> NoReturn:
-    """End without a farewell: the groups' own would wait for, or abort over, operations that never end."""
+    """Print the error and exit at once: Python's own exit would wait for communication that never ends."""
     LEAVING.acquire()
     tell(error)
     sys.stdout.flush()
@@ -105,8 +105,8 @@ def _leave(error: UserError) -> NoReturn:
     os._exit(1)
 
 
-def _meet(args: Namespace, number: int, world: int, address: str) -> tuple[Store, int, int, float]:
-    """Join the others; the store they share, this one's number, how many they are, and the timeout in seconds."""
+def _meet(args: Namespace, number: int, world: int, address: str) -> Store:
+    """Join the others; the store they share."""
     on_gpus = args.device in ('auto', 'cuda') and torch.cuda.is_available()
     if on_gpus:
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', number)) % torch.cuda.device_count())
@@ -114,23 +114,23 @@ def _meet(args: Namespace, number: int, world: int, address: str) -> tuple[Store
     if backend == 'nccl' and not on_gpus:
         raise UserError('--dist-backend nccl needs GPUs, and none is used here: gloo works everywhere')
     timeout = timedelta(seconds=args.dist_timeout)
-    store, number, world = _rendezvous(address, number, world, timeout)
+    store = _rendezvous(address, number, world, timeout)
     # A launcher that starts killed processes anew keeps its store, where the dead ones' addresses still are.
     store = distributed.PrefixStore(f'attempt {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
     # NCCL cannot send what is not on a GPU.
     backend = 'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend
     distributed.init_process_group(backend, store=store, rank=number, world_size=world, timeout=timeout)
-    return store, number, world, args.dist_timeout
+    return store
 
 
-def _rendezvous(address: str, number: int, world: int, timeout: timedelta) -> tuple[Store, int, int]:
+def _rendezvous(address: str, number: int, world: int, timeout: timedelta) -> Store:
     try:
         parts = urlsplit(address)
         if parts.scheme == 'file' and not Path(parts.path).parent.is_dir():
             raise UserError(f'--dist-url {address}: no such folder')  # for which torch would wait five minutes
-        store, number, world = next(rendezvous(address, number, world, timeout=timeout))
-        store.set_timeout(timeout)  # one in a file has not heard of it
-        return store, number, world
+        store, *_ = next(rendezvous(address, number, world, timeout=timeout))
+        store.set_timeout(timeout)  # which a FileStore does not take from rendezvous
+        return store
     except distributed.DistError:  # nobody came: the address itself was understood
         raise
     except (RuntimeError, ValueError, AssertionError) as error:  # what torch finds wrong with an address
@@ -139,32 +139,25 @@ def _rendezvous(address: str, number: int, world: int, timeout: timedelta) -> tu
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What a user must mend in one process ends all of them, told once. Nothing within may wait for the others."""
+    """A UserError within, in any process, ends all of them and is printed once. Nothing within may wait for others."""
     error = None
     try:
         yield
     except UserError as raised:
         error = raised
-    if not is_distributed():
-        if error:
-            raise error
-        return
-    messages = all_gather_object(error and str(error))
-    first = next((number for number, message in enumerate(messages) if message), None)
-    if first == rank():
-        raise error
-    if first is not None:
-        raise SystemExit(1)
+    failed = all_gather_object(error is not None)
+    if any(failed):
+        raise error if failed.index(True) == rank() else SystemExit(1)
 
 
 def rank() -> int:
     """The number of this process, from 0; the first one reports and writes."""
-    return distributed.get_rank() if is_distributed() else 0
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def world_size() -> int:
     """How many processes there are."""
-    return distributed.get_world_size() if is_distributed() else 1
+    return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def is_main_process() -> bool:
@@ -174,7 +167,7 @@ def is_main_process() -> bool:
 
 def is_distributed() -> bool:
     """Whether this process is one of several of a job."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return world_size() > 1
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
@@ -192,20 +185,16 @@ def all_gather_rows(rows: Tensor) -> Tensor:
 
 def all_reduce_mean(values: Iterable[Tensor]) -> None:
     """Replace the values, those that are not counts, by their means over the processes."""
-    values = [value for value in values if value.is_floating_point()]
-    if is_distributed():
-        means = torch.cat([value.flatten() for value in values])
-        distributed.all_reduce(means)
-        parts = (means / distributed.get_world_size()).split([value.numel() for value in values])
-        for value, part in zip(values, parts, strict=True):
-            value.copy_(part.view_as(value))
+    for value in values if is_distributed() else ():
+        if value.is_floating_point():
+            distributed.all_reduce(value)
+            value /= world_size()
 
 
 def all_gather_object(value: Any) -> list[Any]:
     """Every process's `value`, in the order of their numbers."""
-    values = [value]
+    values = [value] * world_size()
     if is_distributed():
-        values *= distributed.get_world_size()
         distributed.all_gather_object(values, value)
     return values
 

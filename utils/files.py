@@ -120,11 +120,6 @@ def write_files(contents: dict[Path, bytes]) -> None:
 
 def write_figure(figure: Figure, picture: Path, dots_per_inch: int) -> None:
     """Write a figure as PNG, whole or not at all; UserError if that fails."""
-    write_files({picture: drawn(figure, dots_per_inch).getvalue()})
-
-
-def drawn(figure: Figure, dots_per_inch: float) -> BytesIO:
-    """Draw a figure as PNG, in memory."""
     file = BytesIO()
     figure.savefig(file, format='png', dpi=dots_per_inch)
-    return file
+    write_files({picture: file.getvalue()})

@@ -25,9 +25,8 @@ def micro_batches(batch_size: int, num_gpus: int | None, devices: int, training:
     """The size of a micro-batch and how many of them make an update, on `devices` devices at once.
 
     The reference trained on 8 GPUs and normalized batches per GPU; the same statistics on fewer devices need
-    micro-batches of the same size: batch_size / k with k = num_gpus / devices. Evaluation only takes the size.
-    None: as on the devices there are.
-    Raises UserError when training with numbers that do not divide.
+    micro-batches of the same size: batch_size / k with k = num_gpus / devices, where num_gpus None is as many as there
+    are. Raises UserError when training with numbers that do not divide.
     """
     num_gpus = num_gpus or devices
     if training and num_gpus % devices:
@@ -86,7 +85,7 @@ class TrainBatchSampler(Sampler):
 
 
 class EvalBatchSampler(Sampler):
-    """Batches of samples that may share one, in order: of each group's, such as the images of one size.
+    """Batches of one group of samples after the other, in order; a group is what may share a batch, as of one size.
 
     `world` processes share the samples, none twice; each has `common` batches at least.
     """
@@ -156,7 +155,7 @@ class DeviceLoader:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
-        """All batches, or those from where training batches were told to seek. Raises a sample's UserError."""
+        """All batches, in training from where `set_epoch` said on. Raises a sample's UserError."""
         return self._ahead(self.stream) if self.stream else map(self._placed, self._loaded())
 
     def _loaded(self) -> Iterator[Any]:

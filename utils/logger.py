@@ -14,8 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from utils.distributed import is_main_process
-from utils.errors import UserError
-from utils.files import write_figure
+from utils.files import write_figure, writing
 from utils.metrics import Clock, Metrics, over_processes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +24,7 @@ COLORS = {'train': 'C0', 'val': 'C1'}  # of curves
 class Reporter:
     """Prints lines every `every` iterations; on a terminal a bar shows the rest, into a pipe goes no bar.
 
-    Of several processes only the first says anything. `images` go through an iteration of all of them.
+    Of several processes only the first says anything. `images` are those of an iteration, of all processes together.
     """
 
     def __init__(self, every: int, images: int = 0):
@@ -43,7 +42,7 @@ class Reporter:
         return tqdm(batches, label, total, initial=start, leave=False, disable=not on_terminal)
 
     def due(self, step: int, steps: int, common: int) -> bool:
-        """Whether step `step` of a test has a line; `steps` are this process's, of which all have `common` at least."""
+        """Whether a test prints after `step`, of `steps` in this process and at least `common` in each."""
         return step % self.every == 0
 
     def train_line(self, epoch: int, step: int, steps: int, clock: Clock, lr: float, metrics: Metrics) -> None:
@@ -63,7 +62,7 @@ class Reporter:
 class SpeedReporter(Reporter):
     """Also says how many images a second go through all processes, and gives averages over them, as the reference.
 
-    All processes must come to each of its lines; where some have a batch fewer to test, the last one has none.
+    For these averages every process takes part in each line; so a batch that some lack, a test's last, has none.
     """
 
     def due(self, step: int, steps: int, common: int) -> bool:
@@ -112,13 +111,10 @@ class Log:
 
     def note(self, **record: Any) -> None:
         """Append a line; UserError if the disk is full."""
-        try:
-            with open(self.path, 'a+b') as file:
-                file.seek(max(file.tell() - 1, 0))
-                cut_off = file.read(1) not in (b'', b'\n')  # by a kill: that line stays apart from this one
-                file.write(b'\n' * cut_off + json.dumps(record, default=str).encode() + b'\n')
-        except OSError as error:
-            raise UserError(f'cannot write {self.path}: {error.strerror}') from error
+        with writing(self.path), open(self.path, 'a+b') as file:
+            file.seek(max(file.tell() - 1, 0))
+            cut_off = file.read(1) not in (b'', b'\n')  # by a kill: that line stays apart from this one
+            file.write(b'\n' * cut_off + json.dumps(record, default=str).encode() + b'\n')
 
     def epochs(self) -> list[dict[str, Any]]:
         """One record per epoch of the latest run, in order; what it did again after going back counts once.
@@ -142,7 +138,7 @@ class Log:
         draw_curves(self.epochs(), self.picture)
 
 
-def draw_curves(epochs: list[dict[str, Any]], picture: Path, columns: int = 4) -> None:
+def draw_curves(epochs: list[dict[str, Any]], picture: Path) -> None:
     """One panel per number that training or validation reports, over the epochs; UserError if the disk is full."""
     curves: dict[str, dict[str, dict[int, float]]] = {}  # of a quantity, then in training and validation, by epoch
     for part in 'train', 'val':
@@ -152,7 +148,7 @@ def draw_curves(epochs: list[dict[str, Any]], picture: Path, columns: int = 4) -
                     curves.setdefault(quantity, {}).setdefault(part, {})[record['epoch'] + 1] = value
     if not curves:
         return
-    rows, columns = -(-len(curves) // columns), min(columns, len(curves))
+    rows, columns = -(-len(curves) // 4), min(4, len(curves))
     figure = Figure(figsize=(4 * columns, 3 * rows), layout='tight')
     for place, (quantity, parts) in enumerate(curves.items(), 1):
         panel = figure.add_subplot(rows, columns, place)

@@ -3,26 +3,25 @@
 import copy
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from utils.distributed import all_reduce_sum, world_size
 
-Item = TypeVar('Item')
 
-
-def zero(device: torch.device) -> Tensor:
-    """A sum to add to: float64, or float32 where the device (mps) has no more."""
-    return torch.zeros((), dtype=torch.float32 if device.type == 'mps' else torch.float64, device=device)
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 where the device (mps) has no more."""
+    return torch.float32 if device.type == 'mps' else torch.float64
 
 
 class AverageMeter:
     """The last value and the running average, weighted by how many samples each value stands for."""
 
     def __init__(self, device: torch.device):
-        self.last, self.sum, self.count = zero(device), zero(device), 0
+        zero = torch.zeros((), dtype=widest_float(device), device=device)
+        self.last, self.sum, self.count = zero, zero.clone(), 0
 
     def update(self, value: Tensor, count: int = 1) -> None:
         """Count the mean `value` () of so many samples."""
@@ -67,7 +66,7 @@ class Clock:
     def __init__(self):
         self.steps, self.time, self.data = 0, [0.0, 0.0], [0.0, 0.0]
 
-    def measure(self, batches: Iterable[Item]) -> Iterator[Item]:
+    def measure(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Pass the batches on; `tick` ends each iteration."""
         self.start = time.perf_counter()
         for batch in batches:
@@ -86,7 +85,7 @@ class Clock:
 class Metrics:
     """What a task measures: averages over the samples, and in subclasses counts, all of them kept on the device."""
 
-    smooth_loss: float | None = None  # handed on to the next epoch's, by those that have one
+    smooth_loss: float | None = None  # segmentation's: the metrics of the next epoch go on with it
 
     def __init__(self, device: torch.device, *names: str):
         self.averages = {name: AverageMeter(device) for name in ('loss', *names)}

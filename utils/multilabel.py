@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from utils.distributed import all_gather_rows, all_reduce_sum
-from utils.metrics import Metrics
+from utils.metrics import Metrics, widest_float
 
 SIZES = 'small', 'medium', 'large'  # of objects: below 32^2 pixels, below 96^2, and above
 NAMES = 'P_C', 'R_C', 'F_C', 'P_O', 'R_O', 'F_O'
@@ -124,8 +124,8 @@ def _in_words(results: dict[str, Any]) -> str:
 
 
 def rates(counts: Tensor) -> Tensor:
-    """Precision, recall and F of (hits, predicted, present), 3 x ..., each 0 where there is no hit; float64 3 x ..."""
-    hits, predicted, present = counts.double() if counts.device.type != 'mps' else counts.float()
+    """Precision, recall and F of (hits, predicted, present), 3 x ..., each 0 where there is no hit: 3 x ..."""
+    hits, predicted, present = counts.to(widest_float(counts.device))
     precision, recall = hits / predicted.clamp(min=1), hits / present.clamp(min=1)
     return torch.stack([precision, recall, 2 * hits / (predicted + present).clamp(min=1)])
 
@@ -143,6 +143,5 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
     ends_tie = torch.ones_like(labels)
     ends_tie[:-1] = scores[:-1] != scores[1:]
     end = torch.where(ends_tie, places, count).flip(0).cummin(0).values.flip(0)  # place of the last of equal score
-    real = torch.float32 if device.type == 'mps' else torch.float64
-    precision = labels.cumsum(0).gather(0, end).to(real) / (end + 1)
+    precision = labels.cumsum(0).gather(0, end).to(widest_float(device)) / (end + 1)
     return (precision * labels).sum(0) / labels.sum(0)

@@ -75,8 +75,8 @@ class CheckpointNames:
 class Run:
     """How far training is, `epoch` epochs done and `step` micro-batches of the next, and how that is kept on disk.
 
-    Whoever makes one holds the lock of --output, from before a checkpoint to go on from is looked for. `plan` is what
-    makes an epoch (samples, micro-batch, accumulate): a position inside one means nothing under another plan.
+    The caller has locked --output before it looks for a checkpoint there. `plan` is what makes an epoch (samples,
+    micro-batch, accumulate): a position inside one means nothing under another plan.
     """
 
     def __init__(

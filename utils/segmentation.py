@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from utils.device import HostCopy, Runner
 from utils.distributed import all_reduce_sum, world_size
@@ -77,7 +76,7 @@ def shared_segmentation_loss(outputs: Tensor, targets: Target) -> Tensor:
 
 def _summed_loss(outputs: Tensor, targets: Target) -> tuple[Tensor, Tensor]:
     labels = targets.labels.long()
-    return cross_entropy(outputs, labels, ignore_index=IGNORED, reduction='sum'), (labels != IGNORED).sum()
+    return F.cross_entropy(outputs, labels, ignore_index=IGNORED, reduction='sum'), (labels != IGNORED).sum()
 
 
 class RunningLoss(Metrics):

@@ -38,7 +38,7 @@ class SignalHandler:
         for number, handler in self._before.items():
             signal.signal(number, handler)
             if number == self.received and isinstance(getattr(handler, '__self__', None), SignalHandler):
-                handler(number, None)  # of a caller that has more to do afterwards, and shall not
+                handler(number, None)  # a caller that has a handler of its own stops as well
 
     def check(self) -> None:
         """Raise Stopped if a signal came; called, by all processes, only where stopping loses nothing."""
@@ -65,7 +65,7 @@ class SignalHandler:
 
 
 def worker_init_fn(_: int) -> None:
-    """For a DataLoader's workers: a signal meant for all processes must not take them from a run about to save.
+    """Let a DataLoader's worker survive a signal to all processes: the run needs it until it has saved.
 
     SIGTERM from the parent, which ends its workers with it, still counts. (macOS cannot tell who sent a signal.)
     """

@@ -211,7 +211,7 @@ class Trainer:
         return evaluate(evaluator, self.loss, loader, metrics(self.compute.device), self.reporter, stop)
 
     def _eval_loader(self, val_set: Dataset, groups: Sequence[Sequence[int]] | None, share: bool) -> DeviceLoader:
-        """Of processes whose running statistics are the same each has its share; else each tests its own on all."""
+        """Batches to test; with `share`, which needs the same running statistics everywhere, this process's part."""
         place = (rank(), world_size()) if share else (0, 1)
         batches = EvalBatchSampler(groups or [range(len(val_set))], max(self.micro_batch // world_size(), 1), *place)
         return DeviceLoader(val_set, batches, self.compute, self.args.workers)
