@@ -21,7 +21,7 @@ import models
 import multilabel_classify
 import segment
 from tests.conftest import TinyNet, TinySegmenter
-from utils.device import Compute, Evaluator, TrainingStep
+from utils.device import Compute
 from utils.distributed import all_reduce_mean, job, rank, world_size
 from utils.errors import exit_cleanly
 from utils.loader import DeviceLoader, EvalBatchSampler
@@ -30,6 +30,7 @@ from utils.metrics import TopKError
 from utils.multilabel import MultiLabelScores, multilabel_loss
 from utils.segmentation import SegmentationScores, Target, segmentation_loss
 from utils.signals import SignalHandler
+from utils.step import Evaluator, TrainingStep
 from utils.trainer import evaluate
 
 CPU = Compute('cpu')

@@ -9,7 +9,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 
 from tests.nets import filled, in_make_test, noise, recomputing
-from utils.device import Compute, Evaluator, TrainingStep
+from utils.device import Compute
+from utils.step import Evaluator, TrainingStep
 
 SIZE = 33  # maps are odd at most strides
 

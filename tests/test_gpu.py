@@ -13,11 +13,12 @@ from data.voc import CLASSES
 from models.deeplab import DeepLab
 from tests.conftest import TinyNet
 from utils import loader as data
-from utils.device import Compute, TrainingStep
+from utils.device import Compute
 from utils.metrics import TopKError
 from utils.multilabel import MultiLabelScores, multilabel_loss
 from utils.run import FiniteLoss
 from utils.segmentation import SegmentationScores, Target, segmentation_loss
+from utils.step import TrainingStep
 from utils.trainer import Trainer
 
 GPU = torch.device('cuda')
@@ -89,7 +90,7 @@ def test_processes_of_a_machine_share_its_cores(monkeypatch, processes, asked, w
 
 
 def test_processes_exchange_gradients_once_per_update(monkeypatch):
-    monkeypatch.setattr('utils.device.world_size', lambda: 2)
+    monkeypatch.setattr('utils.step.world_size', lambda: 2)
     training_step = TrainingStep(TinyNet(3), None, Compute('cpu'), None, accum_steps=3)
     training_step.runner = SimpleNamespace(no_sync=lambda: 'not exchanged')
     assert [training_step.no_sync(step) == 'not exchanged' for step in range(6)] == [True, True, False] * 2

@@ -15,9 +15,10 @@ from tests.conftest import Script
 from tests.reference import assert_equal
 from tools.check_gpu.golden import TOLERANCE, load, load_weights, normalized, samples, trajectory_errors, update_of
 from utils import checkpoint, trainer
-from utils.device import DTYPES, TrainingStep
+from utils.device import DTYPES
 from utils.loader import DeviceLoader
 from utils.logger import Log
+from utils.step import TrainingStep
 
 CASES = load('golden_training')['cases']
 QUICK = 'classify/dla60x/g1', 'docker_classify/resnext50_elastic', 'multilabel/dla60x', 'segment/resnext50_elastic'

@@ -1,9 +1,8 @@
-"""Where and in which precision a net runs, and how it is trained and tested there."""
+"""Where and in which precision a net runs."""
 
 import ctypes
 import platform
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
 
@@ -11,12 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.fused import fused
 from utils.distributed import is_distributed, world_size
 from utils.errors import UserError
 
 Runner = Callable[[Tensor], Tensor]  # a net as it is called: images N x 3 x H x W -> outputs
-Loss = Callable[[Tensor, Any], Tensor]  # (outputs, targets) -> mean loss ()
 
 # DistributedDataParallel's argument, whose old name warns from PyTorch 2.15 on.
 _SYNC_BUFFERS = 'forward_sync_buffers', 'broadcast_buffers'
@@ -171,70 +168,3 @@ def keep_freed_memory(device: torch.device) -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
-
-
-class TrainingStep:
-    """Forward, backward and update of a net whose gradients are averaged over `accum_steps` micro-batches."""
-
-    def __init__(
-        self, model: nn.Module, loss: Loss, compute: Compute, optimizer: torch.optim.Optimizer, accum_steps: int = 1
-    ):
-        self.model, self.loss, self.compute, self.optimizer = model, loss, compute, optimizer
-        self.accum_steps = accum_steps
-        self.runner = compute.runner(model, train=True)  # the net as it is called: compiled, over several devices
-        self.scaler = compute.scaler()
-
-    def __call__(self, step: int, images: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
-        """Add the gradients of the epoch's micro-batch numbered `step`; its outputs, detached, and mean loss."""
-        with self.no_sync(step):
-            outputs, loss = self.forward(images, targets)
-            self.backward(loss)
-        return outputs.detach(), loss
-
-    def no_sync(self, step: int) -> AbstractContextManager:
-        """Context in which gradients stay in their process; of an update's last micro-batch they are averaged."""
-        return nullcontext() if world_size() == 1 or self.completes_update(step) else self.runner.no_sync()
-
-    def forward(self, images: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
-        """Outputs, in float32 at least, and mean loss () of a micro-batch N x 3 x H x W."""
-        outputs = self.runner(images)
-        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        return outputs, self.loss(outputs, targets)
-
-    def backward(self, loss: Tensor) -> None:
-        """Add a micro-batch's share to the gradients of the update."""
-        self.scaler.scale(loss / self.accum_steps).backward()
-
-    def completes_update(self, step: int) -> bool:
-        """Whether the micro-batch numbered `step` (from 0) is the last of an update."""
-        return (step + 1) % self.accum_steps == 0
-
-    def optimizer_step(self, learning_rate: float) -> None:
-        """Let the optimizer use the gradients, and clear them. A group's `lr_scale` is a factor of its own."""
-        for group in self.optimizer.param_groups:
-            group['lr'] = learning_rate * group.get('lr_scale', 1)
-        self.scaler.step(self.optimizer)
-        self.scaler.update(self.compute.loss_scale)
-        self.optimizer.zero_grad()
-
-
-class Evaluator:
-    """A net as it is tested: fused and in the precision of the arithmetic, compiled once for all tests."""
-
-    def __init__(self, model: nn.Module, compute: Compute, wrap: Callable[[Runner], Runner] | None = None):
-        self.model, self.compute, self.wrap = model, compute, wrap
-        self.net: nn.Module | None = None
-
-    def load(self) -> Runner:
-        """Take the weights that the net now has; a function of images N x 3 x H x W that gives outputs in float32."""
-        fresh = self.compute.place_for_test(fused(self.model))
-        if self.net is None:
-            self.net, self.runner = fresh, self.compute.runner(fresh, train=False)
-        self.net.load_state_dict(fresh.state_dict())  # what was compiled stays
-        return self.wrap(self._outputs) if self.wrap else self._outputs
-
-    def _outputs(self, images: Tensor) -> Tensor:
-        images = images.to(self.compute.dtype)
-        if self.compute.compile:  # once, for batches of any number
-            torch._dynamo.maybe_mark_dynamic(images, 0)
-        return self.runner(images).float()

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from models.norm import bn_buffers
 from utils import checkpoint
 from utils.checkpoint import Checkpoint, CheckpointMeta, check_fit, head_mismatch, load_optimizer, resume, transfer
-from utils.device import TrainingStep
 from utils.distributed import all_gather_object, is_distributed, is_main_process, rank, together, world_size
 from utils.errors import UserError, reading
 from utils.logger import Log, Reporter
 from utils.metrics import Metrics
 from utils.signals import Stopped
+from utils.step import TrainingStep
 
 
 class FiniteLoss:

@@ -1,6 +1,6 @@
 """Training and testing, the same for every script:
 
-    main -> Trainer.fit -> train_epoch -> TrainingStep      and      main -> Trainer.evaluate -> evaluate
+    main -> Trainer.fit -> train_epoch -> TrainingStep (utils/step.py)      main -> Trainer.evaluate -> evaluate
 
 Nothing in the two loops waits for the device between printed lines, but segmentation's tests for the batch before.
 """
@@ -18,7 +18,7 @@ from models.cost import count_parameters
 from models.norm import batch_norms, bn_buffers, train_with_frozen_bn
 from utils import checkpoint
 from utils.checkpoint import Checkpoint, CheckpointMeta, load_for_evaluation
-from utils.device import Compute, Evaluator, Loss, Runner, TrainingStep, keep_freed_memory
+from utils.device import Compute, Runner, keep_freed_memory
 from utils.distributed import (
     all_gather_object,
     all_reduce_mean,
@@ -36,6 +36,7 @@ from utils.logger import Reporter
 from utils.metrics import Clock, Metrics, over_processes
 from utils.run import CheckpointNames, Run
 from utils.signals import SignalHandler
+from utils.step import Evaluator, Loss, TrainingStep
 
 NewMetrics = Callable[[torch.device], Metrics]
 Schedule = Callable[[float], float]  # epochs done, a part of one included -> learning rate

@@ -22,7 +22,8 @@ import models
 from models.cost import count_macs
 from models.norm import freeze_bn_layers, train_with_frozen_bn
 from tools.benchmark.timing import Apart, Step, interleaved, rates
-from utils.device import Compute, Evaluator, Loss, TrainingStep, keep_freed_memory, pick_device
+from utils.device import Compute, keep_freed_memory, pick_device
+from utils.step import Evaluator, Loss, TrainingStep
 
 MATRIX_SIDE = 2048  # on a CPU; a GPU needs a larger product to be busy
 ROUND = 20, 1.0  # on a GPU: steps, or seconds if they come first

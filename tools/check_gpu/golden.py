@@ -24,9 +24,9 @@ from torch.utils.data import Dataset
 
 import models
 from models.fused import fused
-from utils.device import TrainingStep
 from utils.loader import MEAN, STD
 from utils.segmentation import Target
+from utils.step import TrainingStep
 
 GOLDEN = Path(__file__).parent.parent.parent / 'tests' / 'golden'
 TOLERANCE = 1e-6  # of float64, as recorded: nine digits, other orders of summation

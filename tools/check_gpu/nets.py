@@ -14,8 +14,9 @@ from models.dla_up import DLASegmenter
 from models.resnext import ResNeXt
 from tools.benchmark.nets import loss_of_first_class
 from tools.check_gpu.golden import NETS, Samples, load_weights
-from utils.device import Compute, TrainingStep
+from utils.device import Compute
 from utils.segmentation import Target
+from utils.step import TrainingStep
 
 
 def dla_up(num_classes: int = 21, checkpoint_activations: bool = False) -> DLASegmenter:

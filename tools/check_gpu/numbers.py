@@ -21,7 +21,6 @@ from tools.check_gpu.nets import CLASSES, compute_of, filled, gradients_of, nois
 from tools.check_gpu.result import Result, at_most, distance
 from utils import checkpoint
 from utils.checkpoint import CheckpointMeta
-from utils.device import Evaluator, TrainingStep
 from utils.loader import DeviceLoader, TrainBatchSampler
 from utils.logger import Reporter
 from utils.metrics import TopKError
@@ -29,6 +28,7 @@ from utils.run import CheckpointNames, Run
 from utils.schedules import poly, step_decay
 from utils.segmentation import RunningLoss, segmentation_loss
 from utils.signals import SignalHandler
+from utils.step import Evaluator, TrainingStep
 from utils.trainer import Trainer, train_epoch
 
 FAMILIES = (  # one net of each, and of the segmenters

@@ -10,12 +10,12 @@ from torch.nn.functional import cross_entropy
 
 from tools.check_gpu.nets import CLASSES, compute_of, filled, noise_set, recomputing, training_step_of
 from tools.check_gpu.result import Result, skipped
-from utils.device import Evaluator
 from utils.loader import DeviceLoader, EvalBatchSampler, TrainBatchSampler
 from utils.metrics import Metrics, TopKError
 from utils.multilabel import MultiLabelCounts, MultiLabelScores, multilabel_loss
 from utils.run import FiniteLoss
 from utils.segmentation import RunningLoss, SegmentationScores, Target, shared_segmentation_loss
+from utils.step import Evaluator
 
 
 class Task(NamedTuple):

@@ -13,7 +13,8 @@ from models.elastic import up
 from tools.benchmark.nets import loss_of_first_class
 from tools.check_gpu.nets import compute_of, filled, gradients_of, noise, training_step_of
 from tools.check_gpu.result import Result, at_most, distance, skipped
-from utils.device import Compute, Evaluator, TrainingStep
+from utils.device import Compute
+from utils.step import Evaluator, TrainingStep
 
 SIDE = 33  # maps are odd at most strides
 ROUNDED = 4e-3  # bfloat16's rounding; the errors of many roundings hardly exceed it on average

@@ -25,7 +25,7 @@ from models.resnext import ResNeXt
 from tools.miniature.data import SIDE, THIRDS, ScaledObjects, jittered_photos, shapes
 from tools.results import ToolReporter
 from utils.checkpoint import CheckpointMeta
-from utils.device import Compute, Evaluator, pick_device
+from utils.device import Compute, pick_device
 from utils.errors import UserError
 from utils.files import write_files
 from utils.loader import DeviceLoader, EvalBatchSampler, available_cores
@@ -33,6 +33,7 @@ from utils.metrics import TopKError
 from utils.run import CheckpointNames
 from utils.schedules import milestones
 from utils.signals import SignalHandler
+from utils.step import Evaluator
 from utils.trainer import Trainer, evaluate
 
 RESNEXTS = {
