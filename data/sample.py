@@ -40,8 +40,8 @@ def make_parser() -> Parser:
     """Make the parser of the arguments."""
     parser = Parser(__doc__)
     parser.add_argument('out', type=Path, metavar='OUT', help='folder to write')
-    parser.add_argument('--train', type=at_least_4, default=400, metavar='N', help='scenes to learn from')
-    parser.add_argument('--val', type=at_least_4, default=160, metavar='N', help='scenes held out')
+    parser.add_argument('--train', type=at_least_4, default=400, metavar='N', help='scenes to learn from, 4 or more')
+    parser.add_argument('--val', type=at_least_4, default=160, metavar='N', help='scenes held out, 4 or more')
     parser.add_argument('--seed', type=random_seed, default=0, help='of all random choices')
     parser.add_argument('-j', '--workers', type=positive_int, default=available_cores(), help='processes that draw')
     return parser
