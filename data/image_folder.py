@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,14 +23,15 @@ PRINTED_ABOUT = 'JPEG', 'MPO', 'TIFF'  # whose libraries print, past Python, wha
 AREA, ASPECT = [0.08, 1.0], [3 / 4, 4 / 3]  # of the reference's random crops
 
 
-class FolderIndex:
-    """Path and label of each picture below FOLDER/CLASS: classes, pictures and order are those of torchvision.
+class ImageFolder(Dataset):
+    """Pairs of a transformed picture below FOLDER/CLASS and the number of its class, in torchvision's order.
 
     Paths are kept in an array: looking at strings of a list would copy them, reference count by reference count, into
     each forked worker. Raises UserError if there is no class, a class holds no picture, or a folder cannot be read.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, transform: Callable[[Any], Tensor], load: Callable[[str], Any]):
+        self.transform, self.load = transform, load
         _, classes, _ = next(os.walk(folder, onerror=_refuse))
         self.classes = sorted(classes)
         pictures = [_pictures(os.path.join(folder, name)) for name in self.classes]
@@ -39,17 +41,13 @@ class FolderIndex:
         if empty:
             raise UserError(f'{folder}: no picture in class {named(empty)} (looked for {", ".join(IMG_EXTENSIONS)})')
         self.paths = np.array([os.fsencode(path) for paths in pictures for path in paths])
-        self._labels = np.repeat(np.arange(len(pictures)), [len(paths) for paths in pictures])
+        self.labels = np.repeat(np.arange(len(pictures)), [len(paths) for paths in pictures])
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[str, int]:
-        return os.fsdecode(self.paths[index]), int(self._labels[index])
-
-    def labels(self) -> np.ndarray:
-        """The labels of all pictures."""
-        return self._labels
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.load(os.fsdecode(self.paths[index]))), int(self.labels[index])
 
 
 def _pictures(folder: str) -> list[str]:
@@ -62,21 +60,6 @@ def _pictures(folder: str) -> list[str]:
 def _refuse(error: OSError) -> NoReturn:
     """Raises UserError for a folder that cannot be read, whose pictures torchvision would leave out in silence."""
     raise UserError(f'cannot read folder {error.filename}: {error.strerror}') from error
-
-
-class ImageFolder(Dataset):
-    """Pairs of a transformed picture and its label, the number of its class."""
-
-    def __init__(self, index: FolderIndex, transform: Callable[[Any], Tensor], load: Callable[[str], Any]):
-        self.index, self.transform, self.load = index, transform, load
-        self.classes = index.classes
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, number: int) -> tuple[Tensor, int]:
-        path, label = self.index[number]
-        return self.transform(self.load(path)), label
 
 
 class RandomResizedCropFlip:
@@ -112,14 +95,10 @@ def scaled_crop(size: int, factor: float) -> transforms.Compose:
     Where the picture no longer fills the crop the fourth channel is 0, else 1: there it will have the mean color.
     """
     side = max(1, round(factor * (size * 256 / 224)))
+    with_ones = partial(F.pad, pad=(0, 0, 0, 0, 0, 1), value=1)  # 3 x H x W -> 4 x H x W; the crop adds zeros around
     return transforms.Compose(
-        [transforms.Resize(side), transforms.PILToTensor(), with_inside, transforms.CenterCrop(size)]
+        [transforms.Resize(side), transforms.PILToTensor(), with_ones, transforms.CenterCrop(size)]
     )
-
-
-def with_inside(pixels: Tensor) -> Tensor:
-    """Add a channel of ones, which says what is of the picture: 3 x H x W -> 4 x H x W."""
-    return F.pad(pixels, (0, 0, 0, 0, 0, 1), value=1)
 
 
 def open_folder(
@@ -128,7 +107,7 @@ def open_folder(
     """Open the pictures of `folder`, a folder per class; UserError if it or a class of it is empty or missing."""
     if not folder.is_dir():
         raise UserError(f'no folder {folder}')
-    return ImageFolder(FolderIndex(folder), transform, load or pil_loader)
+    return ImageFolder(folder, transform, load or pil_loader)
 
 
 def open_train_and_val(folder: Path, size: int) -> tuple[ImageFolder, ImageFolder]:

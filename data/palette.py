@@ -1,7 +1,4 @@
-"""The palette of PASCAL VOC's masks.
-
-    python data/palette.py                                       writes data/pascal_seg_colormap.mat anew
-"""
+"""The palette of PASCAL VOC's masks; `python data/palette.py` writes data/pascal_seg_colormap.mat anew."""
 
 from pathlib import Path
 

@@ -25,23 +25,23 @@ from tqdm import tqdm
 
 from data.layouts import write_index, write_scene
 from data.scenes import CLASS_NAMES, render_scene
-from utils.cli import Parser, positive_int, random_seed
-from utils.errors import UserError, exit_cleanly
+from utils.cli import LARGEST, Parser, number_type, positive_int, random_seed
+from utils.errors import exit_cleanly
 from utils.files import staged_folder
 from utils.loader import available_cores
 
 VERSION = 1  # of the generator: raised when the same arguments begin to give other pictures
 PARTS = 'train', 'val'
 OBJECTS = 4, 1, 3, 0, 4, 1, 2, 3, 4, 1, 3, 2, 4, 1, 3, 4, 2, 3, 1, 4  # in one scene after the other, over and over
-FEWEST = 4  # scenes in which every class appears
+at_least_4 = number_type('at_least_4', int, 4, LARGEST)  # scenes, in which every class appears
 
 
 def make_parser() -> Parser:
     """Make the parser of the arguments."""
     parser = Parser(__doc__)
     parser.add_argument('out', type=Path, metavar='OUT', help='folder to write')
-    parser.add_argument('--train', type=positive_int, default=400, metavar='N', help='scenes to learn from')
-    parser.add_argument('--val', type=positive_int, default=160, metavar='N', help='scenes held out')
+    parser.add_argument('--train', type=at_least_4, default=400, metavar='N', help='scenes to learn from, 4 or more')
+    parser.add_argument('--val', type=at_least_4, default=160, metavar='N', help='scenes held out, 4 or more')
     parser.add_argument('--seed', type=random_seed, default=0, help='of all random choices')
     parser.add_argument('-j', '--workers', type=positive_int, default=available_cores(), help='processes that draw')
     return parser
@@ -49,9 +49,6 @@ def make_parser() -> Parser:
 
 def main(args: Namespace) -> None:
     """Write the set that the arguments describe, unless it is there already."""
-    for part in PARTS:
-        if getattr(args, part) < FEWEST:
-            raise UserError(f'--{part} {getattr(args, part)}: {FEWEST} scenes at least, so that no class is empty')
     settings = {'version': VERSION, 'seed': args.seed, 'train': args.train, 'val': args.val, 'classes': CLASS_NAMES}
     settings = json.dumps(settings, indent=1) + '\n'
     with suppress(OSError, UnicodeDecodeError):

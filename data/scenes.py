@@ -11,6 +11,7 @@ from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageDraw, ImageFilter
 
 from data.shapes import CLASSES, Texture
+from utils.segmentation import IGNORED
 
 SCENE = 256
 CELL = SCENE // 2
@@ -21,7 +22,6 @@ SMALLEST_FRAME = 56
 MAX_TURN = np.pi / 6
 HUE_SPREAD = 0.05  # standard deviation, in turns; the classes' own hues are 0.125 apart
 SUPERSAMPLING = 3
-IGNORED = 255
 CLASS_NAMES = tuple(CLASSES)
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom excluded
@@ -160,5 +160,3 @@ def _fill(rng: np.random.Generator, texture: Texture, hue: float, points: np.nda
 def _pool(values: np.ndarray) -> np.ndarray:
     height, width = (side // SUPERSAMPLING for side in values.shape)
     return values.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING).mean(axis=(1, 3))
-
-

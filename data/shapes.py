@@ -45,16 +45,6 @@ def heart() -> np.ndarray:
     return np.stack([u, v], axis=1) / 16
 
 
-OUTLINES = {
-    'cross': cross(),
-    'crescent': crescent(),
-    'disc': polar(1.0, turn(48)),
-    'heart': heart(),
-    'hexagon': polar(1.05, turn(6)),
-    'square': np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=float),
-    'star': polar(np.where(np.arange(10) % 2, 0.5, 1.1), turn(10)),
-    'triangle': polar(1.15, turn(3)),
-}
 TEXTURES: dict[str, Texture] = {
     'checked': lambda u, v, phase: (np.floor(2 * u + phase) + np.floor(2 * v + phase)) % 2 < 1,  # four fields to a side
     'dotted': lambda u, v, phase: np.hypot((u + phase) % 1 - 0.5, (v + phase) % 1 - 0.5) < 0.3,  # two dots to a side
@@ -65,15 +55,14 @@ TEXTURES: dict[str, Texture] = {
     'striped': lambda u, v, phase: (2 * v + phase) % 1 < 0.5,  # four level stripes
     'waved': lambda u, v, phase: (2 * u + np.abs((1.5 * v) % 1 - 0.5) + phase) % 1 < 0.5,  # upright zigzag bands
 }
-# Texture, outline, and hue in turns from red, as of ripe fruit: typical of the class, yet not telling it alone.
-KINDS = (
-    ('checked', 'triangle', 0.00),
-    ('dotted', 'square', 0.50),
-    ('halved', 'heart', 0.875),
-    ('plain', 'cross', 0.375),
-    ('rayed', 'hexagon', 0.125),
-    ('ringed', 'star', 0.625),
-    ('striped', 'disc', 0.25),
-    ('waved', 'crescent', 0.75),
-)
-CLASSES = {f'{texture}_{outline}': (OUTLINES[outline], TEXTURES[texture], hue) for texture, outline, hue in KINDS}
+# Outline, texture, and hue in turns from red, as of ripe fruit: typical of the class, yet not telling it alone.
+CLASSES = {
+    'checked_triangle': (polar(1.15, turn(3)), TEXTURES['checked'], 0.00),
+    'dotted_square': (np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=float), TEXTURES['dotted'], 0.50),
+    'halved_heart': (heart(), TEXTURES['halved'], 0.875),
+    'plain_cross': (cross(), TEXTURES['plain'], 0.375),
+    'rayed_hexagon': (polar(1.05, turn(6)), TEXTURES['rayed'], 0.125),
+    'ringed_star': (polar(np.where(np.arange(10) % 2, 0.5, 1.1), turn(10)), TEXTURES['ringed'], 0.625),
+    'striped_disc': (polar(1.0, turn(48)), TEXTURES['striped'], 0.25),
+    'waved_crescent': (crescent(), TEXTURES['waved'], 0.75),
+}

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torchvision.models import regnet_y_400mf
 
 from models.cost import count_macs
+from models.elastic import TwoBranch
 from models.norm import batch_norms
 from tests.conftest import Script, TinyNet, TinySegmenter
 from tools.benchmark import __main__ as benchmark
@@ -71,6 +73,17 @@ def test_ways_are_those_of_both_sides_but_the_references():
     assert last_and_compiled == [(False, False), *[(True, False), (True, True)] * 4]
 
 
+def test_nets_of_libraries_are_known_by_name(here, tmp_path, capsys):
+    name, sizes = 'torchvision/regnet_y_400mf', '-b 2 --image-size 32 --rounds 1 --device cpu'
+    Script(benchmark, '--nets', f'{name} --rivals --amp off {sizes} --json {tmp_path}/speed.json')()
+    reference, ours, _ = rows_of(tmp_path / 'speed.json')
+    assert (reference['name'], ours['name']) == (f'{name}, reference', f'{name}, off')
+    assert ours['flops'] / ours['median'] == pytest.approx(2 * count_macs(regnet_y_400mf(), 32))
+    elastic, _ = net_speed.ways_of([f'{name}_elastic'], [], ['off'], False)
+    assert any(isinstance(block, TwoBranch) for block in elastic.build().modules())
+    assert 'torchvision has no net nothing' in Script(benchmark, '--nets', 'torchvision/nothing').error(capsys)
+
+
 def test_peak_memory_is_that_of_one_way_alone():
     ballast = torch.ones(150 * MIB)  # 600 MiB of this process: the way is not charged with it
     work = Work('cpu', train=True, batch_size=2, image_size=32)
@@ -78,7 +91,7 @@ def test_peak_memory_is_that_of_one_way_alone():
     with Apart('net', net_speed.turn_of, CPU, heavy, work) as step:
         step()
         step()
-        assert 300 * MIB <= step.peak() < ballast.nbytes
+        assert 300 * MIB <= step.peak < ballast.nbytes
 
 
 @pytest.mark.parametrize('images', [1, 2])

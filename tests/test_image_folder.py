@@ -13,7 +13,7 @@ from torchvision import io, transforms
 from torchvision.datasets import ImageFolder
 
 from data import image_folder
-from data.image_folder import FolderIndex, RandomResizedCropFlip, decode_image, open_train_and_val, pil_loader
+from data.image_folder import RandomResizedCropFlip, decode_image, open_train_and_val, pil_loader
 from tools.benchmark.loaders import draw_photo
 from utils.errors import UserError
 from utils.loader import SeededDataset, collate
@@ -98,6 +98,11 @@ def touch(folder, *names):
         path.touch()
 
 
+def paths_in(folder):
+    """Our set with each picture's path in its place."""
+    return image_folder.ImageFolder(folder, transform=str, load=str)
+
+
 def test_samples_are_torchvisions(tmp_path, monkeypatch):
     touch(tmp_path / 'pictures', *NAMES)
     touch(tmp_path / 'other', 'g.jpg', 'in/h.png')
@@ -106,17 +111,17 @@ def test_samples_are_torchvisions(tmp_path, monkeypatch):
         (tmp_path / 'pictures' / link).symlink_to(tmp_path / target)
     monkeypatch.chdir(tmp_path)
     for folder in tmp_path / 'pictures', Path('pictures'):
-        ours, theirs = FolderIndex(folder), ImageFolder(str(folder))
+        ours, theirs = paths_in(folder), ImageFolder(str(folder))
         assert list(ours) == theirs.samples
-        assert (ours.classes, ours.labels().tolist(), len(ours)) == (theirs.classes, theirs.targets, len(theirs))
+        assert (ours.classes, ours.labels.tolist(), len(ours)) == (theirs.classes, theirs.targets, len(theirs))
         assert ours[-1] == theirs.samples[-1]
 
 
 def test_empty_and_unreadable_folders_are_named(tmp_path):
     touch(tmp_path, 'ant/1.jpg', *(f'none{number}/notes.txt' for number in range(9)))
     with pytest.raises(UserError, match=r'no picture in class none0, .*, none4 and 4 more \(looked for \.jpg'):
-        FolderIndex(tmp_path)
+        paths_in(tmp_path)
     with pytest.raises(UserError, match='none8: holds no class folder'):
-        FolderIndex(tmp_path / 'none8')
+        paths_in(tmp_path / 'none8')
     with pytest.raises(UserError, match='cannot read folder .*gone: No such file'):
-        FolderIndex(tmp_path / 'gone')  # as one without permission
+        paths_in(tmp_path / 'gone')  # as one without permission

@@ -74,7 +74,7 @@ def test_outputs_are_the_librarys(importer, capsys, source):
 
     Untrained projections, which files may hold though timm's nets lack them, are not taken.
     """
-    theirs, arch, is_old = library_net(source), SOURCES[source].arch, source == DENSENET
+    theirs, arch, is_old = library_net(source), SOURCES[source], source == DENSENET
     state = dict(theirs.state_dict())
     for name in UNUSED.get(source, ()):
         width = 256 if name.startswith('level3.') else 512

@@ -61,7 +61,7 @@ def test_loader_gives_what_torchvisions_transforms_give(folder, monkeypatch, ahe
         assert stream.wait_stream.call_count == number * ahead
         assert images.is_contiguous(memory_format=torch.channels_last)
         found += zip(images, targets.tolist(), strict=True)
-    assert [label for _, label in found] == theirs.index.labels().tolist()
+    assert [label for _, label in found] == theirs.labels.tolist()
     assert all(torch.equal(own[0], their[0]) for own, their in zip(found, theirs, strict=True))
 
 

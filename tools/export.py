@@ -10,12 +10,10 @@ from torch.export import Dim, ExportedProgram
 from utils.errors import UserError
 from utils.files import written_whole
 
-NEEDED = 'onnx', 'onnxscript'  # by torch's exporter to ONNX
-
 
 def has_onnx() -> bool:
-    """Whether ONNX files can be written here."""
-    return all(find_spec(name) for name in NEEDED)
+    """Whether there is what torch's exporter to ONNX needs."""
+    return all(find_spec(name) for name in ('onnx', 'onnxscript'))
 
 
 def export(model: nn.Module, path: Path, size: int) -> list[Path]:

@@ -15,7 +15,6 @@ crops are not: where a library's weights ask for another one than the central 22
 import re
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,32 +28,15 @@ from utils.cli import Parser
 from utils.errors import UserError, exit_cleanly
 from utils.run import check_weights
 
-Rule = tuple[str, str] | None  # (pattern of a whole name, what it is called instead); other names stay
-
-SE: Rule = (r'^(.+)\.selayer\.conv([12])\.(weight|bias)$', r'\1.se.fc\2.\3')
-DENSENET: Rule = (r'^features\.norm_final\.(\w+)$', r'features.norm5.\1')
-# Files of 2017, such as torchvision's densenet201-c1103571.pth, say norm.1 for norm1.
-DENSENET_OF_2017: Rule = (r'^(.+\.denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$', r'\1\2')
-
-
-@dataclass(frozen=True)
-class Source:
-    """A library's net: which of ours it is, its names for our tensors, and what it calls those of old files."""
-
-    arch: str
-    names: Rule = None
-    old_names: Rule = None
-
-
-SOURCES = {
-    'torchvision/resnext50_32x4d': Source('resnext50'),
-    'torchvision/densenet201': Source('densenet201', DENSENET, DENSENET_OF_2017),
-    'timm/resnext50_32x4d': Source('resnext50'),
-    'timm/resnext101_32x4d': Source('resnext101'),
-    'timm/seresnext50_32x4d': Source('se_resnext50', SE),
-    'timm/dla60x': Source('dla60x'),
-    'timm/dla102x': Source('dla102x'),
-    'timm/densenet201': Source('densenet201', DENSENET, DENSENET_OF_2017),
+SOURCES = {  # a library's net: which of ours it is
+    'torchvision/resnext50_32x4d': 'resnext50',
+    'torchvision/densenet201': 'densenet201',
+    'timm/resnext50_32x4d': 'resnext50',
+    'timm/resnext101_32x4d': 'resnext101',
+    'timm/seresnext50_32x4d': 'se_resnext50',
+    'timm/dla60x': 'dla60x',
+    'timm/dla102x': 'dla102x',
+    'timm/densenet201': 'densenet201',
 }
 
 
@@ -70,27 +52,27 @@ def main(args: Namespace) -> None:
     """Read, translate, write, and say what was not there to be taken."""
     if args.out.exists():
         raise UserError(f'{args.out} exists; it is not written over')
-    source = SOURCES[args.source]
+    arch = SOURCES[args.source]
     torch.manual_seed(0)  # of projections that nothing uses
-    net = models.build_classifier(source.arch)
-    whole = translated(read_weights(args.weights), net, source, args.weights)
+    net = models.build_classifier(arch)
+    whole = translated(read_weights(args.weights), net, args.weights)
     net.load_state_dict(net.state_dict() | halved(net, whole))
     check_weights(net)
-    content = {'epoch': 0, 'task': 'imagenet', 'arch': source.arch, 'state_dict': checkpoint.state_dict(net)}
+    content = {'epoch': 0, 'task': 'imagenet', 'arch': arch, 'state_dict': checkpoint.state_dict(net)}
     checkpoint.write(content, args.out)
-    print(f'=> {args.out}: {source.arch} from {args.source}')
+    print(f'=> {args.out}: {arch} from {args.source}')
     if idle := unused(net):
         print(f'   as initialised: {", ".join(idle)}')
 
 
-def translated(state: Mapping[str, Tensor], net: nn.Module, source: Source, path: Path) -> dict[str, Tensor]:
+def translated(state: Mapping[str, Tensor], net: nn.Module, path: Path) -> dict[str, Tensor]:
     """The library's state under our names, blocks still whole; UserError unless every name and shape fits.
 
     `net` gives names and shapes. Files before PyTorch 0.4.1 lack batch norm's counts, which then start at 0.
     """
     own, idle = joined(net), submodule_state_dict(net, unused(net)).keys()
-    theirs = {name: renamed(name, source.names) for name in own if name not in idle}
-    given = {renamed(name, source.old_names): value for name, value in state.items() if name not in idle}
+    theirs = {name: library_name(name) for name in own if name not in idle}
+    given = {name_of_today(name): value for name, value in state.items() if name not in idle}
     if len(given) < len(state.keys() - idle):
         raise UserError(f'{path} holds the same tensor under an old and a new name')
     counts = {theirs[name]: torch.zeros((), dtype=torch.int64) for name in theirs if not own[name].dim()}
@@ -100,9 +82,15 @@ def translated(state: Mapping[str, Tensor], net: nn.Module, source: Source, path
     return {name: given[theirs[name]] for name in theirs}
 
 
-def renamed(name: str, rule: Rule) -> str:
-    """What the rule makes of a name."""
-    return re.sub(*rule, name) if rule else name
+def library_name(name: str) -> str:
+    """What the libraries call a tensor of ours: DenseNet's last norm and SE's gates have other names there."""
+    name = re.sub(r'^features\.norm_final\.', 'features.norm5.', name)
+    return re.sub(r'\.selayer\.conv([12])\.', r'.se.fc\1.', name)
+
+
+def name_of_today(name: str) -> str:
+    """DenseNets of 2017, such as torchvision's densenet201-c1103571.pth, say norm.1 for norm1."""
+    return re.sub(r'(\.denselayer\d+\.(?:norm|conv))\.([12]\.)', r'\1\2', name)
 
 
 def unused(net: nn.Module) -> list[str]:

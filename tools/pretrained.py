@@ -66,7 +66,10 @@ def open_classifier(
 
 def identify(found: Checkpoint, task: str | None, arch: str | None) -> tuple[str, str]:
     """Task and net of a checkpoint: as the file says, else as given, else as its tensors tell."""
-    task, arch = _agreed(found, found.task, task), _agreed(found, found.arch, arch)
+    for said, given in (found.task, task), (found.arch, arch):
+        if said and given and said != given:
+            raise UserError(f'{found.path}: a checkpoint of {said}, not of {given}')
+    task, arch = found.task or task, found.arch or arch
     possible = [
         (of, name)
         for of, registry in TASKS.items()
@@ -88,26 +91,19 @@ def count_outputs(found: Checkpoint, build: Builder) -> int:
     return found.state_dict[last].shape[:1].numel()
 
 
-def _agreed(found: Checkpoint, said: str | None, given: str | None) -> str | None:
-    if said and given and said != given:
-        raise UserError(f'{found.path}: a checkpoint of {said}, not of {given}')
-    return said or given
-
-
 def _told_by_tensors(found: Checkpoint, possible: list[tuple[str, str]]) -> tuple[str, str]:
     """The one task and net that the names of the tensors fit.
 
     ImageNet's and COCO's nets differ in nothing but their number of outputs: 1000 or 80 decides.
     """
-    nets = {(task, arch): _blueprint(TASKS[task][arch]) for task, arch in possible}
-    fitting = [  # files of 2018 may lack num_batches_tracked
-        pair
-        for pair, net in nets.items()
-        if {name for name, _ in net.named_parameters()} <= found.state_dict.keys() <= net.state_dict().keys()
-    ]
-    of_data_sets = [
-        (task, arch) for task, arch in fitting if count_outputs(found, TASKS[task][arch]) == len(DATA_SETS[task])
-    ]
+    fitting, of_data_sets = [], []
+    for task, arch in possible:
+        net = _blueprint(TASKS[task][arch])
+        parameters = {name for name, _ in net.named_parameters()}
+        if parameters <= found.state_dict.keys() <= net.state_dict().keys():  # old files lack num_batches_tracked
+            fitting.append((task, arch))
+            if count_outputs(found, TASKS[task][arch]) == len(DATA_SETS[task]):
+                of_data_sets.append((task, arch))
     for pairs in fitting, of_data_sets:
         if len(pairs) == 1:
             return pairs[0]

@@ -36,17 +36,12 @@ def check_results(picture: Path) -> None:
 
 def write_results(figure: Figure, results: dict[str, Any], picture: Path) -> None:
     """Write PICTURE.png and, beside it, the numbers as PICTURE.json, both or neither; UserError if that fails."""
-    numbers, image = json.dumps(results, default=str).encode() + b'\n', BytesIO()
-    rasterized(figure).save(image, format='PNG', optimize=True)
-    write_files({picture.with_suffix('.json'): numbers, picture: image.getvalue()})
-
-
-def rasterized(figure: Figure) -> Image.Image:
-    """Draw a figure as an image of 256 colors, on disk a third of one of all colors."""
-    drawn = BytesIO()
+    numbers, drawn, file = json.dumps(results, default=str).encode() + b'\n', BytesIO(), BytesIO()
     figure.savefig(drawn, format='png', dpi=figure.dpi)
     image = Image.open(drawn).convert('RGB')
-    return image.quantize(palette=image.quantize(256, kmeans=2))  # only with a palette given does Pillow dither
+    reduced = image.quantize(palette=image.quantize(256, kmeans=2))  # only with a palette given does Pillow dither
+    reduced.save(file, format='PNG', optimize=True)  # a third of one of all colors
+    write_files({picture.with_suffix('.json'): numbers, picture: file.getvalue()})
 
 
 class ToolReporter(Reporter):

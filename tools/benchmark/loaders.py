@@ -5,6 +5,7 @@ Pictures are drawn JPEGs of 500 x 375 in a temporary folder, crops 224 x 224, ba
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,22 +37,18 @@ def measure(workers: Sequence[int], pictures: int, images: int, rounds: int) -> 
 def rows_of(folder: Path, images: int, workers: int, rounds: int) -> list[dict[str, Any]]:
     """Images per second, without workers per second of a core's time, and that rate divided by torchvision's."""
     clock = time.perf_counter if workers else time.process_time
-    ways = {name: epoch_of(loader, clock) for name, loader in loaders(folder, images, workers).items()}
+    ways = {name: partial(seconds_of_epoch, loader, clock) for name, loader in loaders(folder, images, workers).items()}
     seconds = interleaved(ways, rounds, warm_up=1)
     rows = [{'workers': workers, 'loader': name, **rates(images, times)} for name, times in seconds.items()]
     return [{**row, 'times_torchvision': row['median'] / rows[0]['median']} for row in rows]
 
 
-def epoch_of(loader: Iterable, clock: Callable[[], float]) -> Callable[[], float]:
-    """Loads one epoch and returns its seconds."""
-
-    def epoch() -> float:
-        start = clock()
-        for _ in loader:
-            pass
-        return clock() - start
-
-    return epoch
+def seconds_of_epoch(loader: Iterable, clock: Callable[[], float]) -> float:
+    """Load one epoch."""
+    start = clock()
+    for _ in loader:
+        pass
+    return clock() - start
 
 
 def loaders(folder: Path, images: int, workers: int) -> dict[str, Iterable]:

@@ -23,7 +23,7 @@ from models.cost import count_macs
 from models.norm import freeze_bn_layers, train_with_frozen_bn
 from tools.benchmark.timing import Apart, Step, interleaved, rates
 from utils.device import Compute, keep_freed_memory, pick_device
-from utils.step import Evaluator, Loss, TrainingStep
+from utils.step import Evaluator, TrainingStep
 
 MATRIX_SIDE = 2048  # on a CPU; a GPU needs a larger product to be busy
 ROUND = 20, 1.0  # on a GPU: steps, or seconds if they come first
@@ -98,7 +98,7 @@ def measure(ways: list[Way], work: Work, rounds: int) -> list[dict[str, Any]]:
     with ExitStack() as stack:
         own = {str(way): stack.enter_context(Apart(str(way), turn_of, device, way, work)) for way in ways}
         seconds = interleaved(own | {name: turn for name, (turn, _) in products.items()}, rounds, warm_up=2)
-        peaks = {name: turn.peak() for name, turn in own.items()}
+        peaks = {name: turn.peak for name, turn in own.items()}
     reached = {name: rates(operations, seconds[name])['median'] for name, (_, operations) in products.items()}
     medians, rows = {name: statistics.median(times) for name, times in seconds.items()}, []
     for way in ways:
@@ -142,11 +142,20 @@ def step_of(way: Way, work: Work) -> Callable[[], Tensor]:
     other nets, calling them as they are.
     """
     torch.manual_seed(0)
-    compute, model = way.compute(work.device, work.all_gpus), way.build()
+    compute = way.compute(work.device, work.all_gpus)
+    model = compute.place(way.build())
     if work.batch_size < getattr(model, 'smallest_batch', 1):
         freeze_bn_layers(model)
-    training_step = training_step_of(model, compute)
     images = compute.images(torch.randn(work.batch_size, 3, work.image_size, work.image_size))
+    if work.train:
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, fused=compute.device.type == 'cuda')
+        training_step = TrainingStep(model, loss_of_first_class, compute, optimizer)
+        train_with_frozen_bn(model)
+    elif way.ours and not way.reference:
+        runner = Evaluator(model, compute).load()
+    else:
+        runner = compute.runner(compute.place_for_test(model.eval()), train=False)
+        images = images.to(compute.dtype)
 
     def train() -> Tensor:
         _, loss = training_step(0, images, None)
@@ -157,22 +166,7 @@ def step_of(way: Way, work: Work) -> Callable[[], Tensor]:
         with torch.inference_mode():
             return runner(images).flatten()[0]
 
-    if work.train:
-        train_with_frozen_bn(model)
-        return train
-    if way.ours and not way.reference:
-        runner = Evaluator(model, compute).load()
-    else:
-        runner = compute.runner(compute.place_for_test(model.eval()), train=False)
-        images = images.to(compute.dtype)
-    return test
-
-
-def training_step_of(model: nn.Module, compute: Compute, loss: Loss | None = None) -> TrainingStep:
-    """The net, placed, as the scripts train it; unless `loss` is given with one that needs no targets."""
-    model = compute.place(model)
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, fused=compute.device.type == 'cuda')
-    return TrainingStep(model, loss or loss_of_first_class, compute, optimizer)
+    return train if work.train else test
 
 
 def loss_of_first_class(outputs: Tensor, _: Any = None) -> Tensor:

@@ -39,13 +39,14 @@ def in_words(row: dict[str, Any], digits: int) -> str:
 class Apart:
     """make_step(*args) in a process of its own, to be called step by step; a context, at whose end the process ends.
 
-    `make_step` must be a function of a module, and `args` what can be pickled. UserError that begins with `name` and
+    `peak` has the bytes that everything took up to the last step's end, beyond what a process needs anyway. `make_step`
+    must be a function of a module, and `args` what can be pickled. UserError that begins with `name` and
     tells why where it fails: nets meet sizes that they cannot take, and machines have only so much memory.
     """
 
     # Not a ProcessPoolExecutor: its worker outlives a parent that is killed, and does not tell how it ended itself.
     def __init__(self, name: str, make_step: Callable[..., Step], device: torch.device, *args):
-        self.name, self.bytes = name, 0
+        self.name, self.peak = name, 0
         context = multiprocessing.get_context('spawn')
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, make_step, device, args), daemon=True)
@@ -57,20 +58,15 @@ class Apart:
         try:
             with suppress(BrokenPipeError):  # it may have failed before it was asked: it has said why
                 self.connection.send('step')
-            error, result, self.bytes = self.connection.recv()
-        except (EOFError, OSError) as lost:
+            error, result, self.peak = self.connection.recv()
+        except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode
             error = f'its process ended with exit code {code}'
             error += ' (killed, perhaps for want of memory)' * (code == -signal.SIGKILL)
-            raise UserError(f'{self.name}: {error}') from lost
         if error:
             raise UserError(f'{self.name}: {error}')
         return result
-
-    def peak(self) -> int:
-        """Bytes that everything has taken up to the last step's end, beyond what a process needs anyway."""
-        return self.bytes
 
     def __enter__(self) -> 'Apart':
         return self

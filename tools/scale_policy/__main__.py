@@ -9,6 +9,7 @@ of our own (tools/policies.py), the paper gives none. The picture goes to --out,
 beside it.
 """
 
+import os
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
@@ -79,11 +80,11 @@ def open_pictures(args: Namespace) -> Pictures | ImageFolder:
     return open_folder(folders[0], transform) if folders else Pictures(args.images, transform)
 
 
-def image_numbers(policies: Policies, paths: Iterable[object]) -> list[dict[str, Any]]:
+def image_numbers(policies: Policies, paths: Iterable[str | bytes | os.PathLike]) -> list[dict[str, Any]]:
     """Of each picture the sizes at every block, and the responses and shares at the elastic ones."""
     return [
         {
-            'file': str(path),
+            'file': os.fsdecode(path),
             'share': rounded(shares.mean()),
             'sizes': ' '.join(policies.sizes(index)),
             'shares': rounded(shares),
@@ -97,7 +98,7 @@ def image_numbers(policies: Policies, paths: Iterable[object]) -> list[dict[str,
 def folder_numbers(policies: Policies, pictures: ImageFolder) -> dict[str, Any]:
     """The pictures with their classes, those with the highest and lowest mean share, and for each class how many it
     has, their mean share, and of which part of them each elastic block prefers the full size."""
-    labels, classes = torch.tensor(pictures.index.labels()), {}
+    labels, classes = torch.tensor(pictures.labels), {}
     for label, name in enumerate(pictures.classes):
         member = labels == label
         classes[name] = {
@@ -105,7 +106,7 @@ def folder_numbers(policies: Policies, pictures: ImageFolder) -> dict[str, Any]:
             'share': rounded(policies.shares[member].mean()),
             'prefer_full': rounded(policies.prefers_full[member].float().mean(0)),
         }
-    images = image_numbers(policies, [path for path, _ in pictures.index])
+    images = image_numbers(policies, pictures.paths)
     for image, label in zip(images, labels, strict=True):
         image['class'] = pictures.classes[label]
     files = [images[index]['file'] for index in policies.by_share()]
