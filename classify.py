@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
-from data.image_folder import ImageFolder, eval_transform, open_folder, open_train_and_val
+from data.image_folder import ImageFolder, eval_transform, open_train_and_val
 from utils.checkpoint import CheckpointMeta
 from utils.cli import (
     Parser,
@@ -82,7 +82,7 @@ def main(
 def open_sets(args: Namespace) -> tuple[ImageFolder | None, ImageFolder]:
     """DIR/train, augmented, unless only testing, and DIR/val."""
     if args.evaluate:
-        return None, open_folder(args.data / 'val', eval_transform(args.image_size))
+        return None, ImageFolder(args.data / 'val', eval_transform(args.image_size))
     return open_train_and_val(args.data, args.image_size)
 
 

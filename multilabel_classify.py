@@ -65,7 +65,7 @@ def main(args: Namespace, reporter: Callable[[int, int], Reporter] = Reporter) -
     with job(args):
         with together():
             train_set, val_set = open_sets(args)
-            classes = val_set.table.classes
+            classes = val_set.classes
             torch.manual_seed(args.seed or 0)
             model = classifier_of(args, len(classes))
             names = CheckpointNames(f'coco_{args.arch.replace("/", "_")}_checkpoint.pth.tar')
@@ -88,7 +88,7 @@ def open_sets(args: Namespace) -> tuple[MultiLabelImages | None, MultiLabelImage
     if args.evaluate:
         return None, val_set
     train_set = open_part(args.data, 'train', args.year, RandomResizedCropFlip(args.image_size))
-    check_same_classes(args.data, train_set.table.classes, val_set.table.classes)
+    check_same_classes(args.data, train_set.classes, val_set.classes)
     return train_set, val_set
 
 

@@ -1,4 +1,4 @@
-"""MS-COCO as a multi-label set: which classes an image holds, at which size of object, read once into a table."""
+"""MS-COCO as a multi-label set: which classes an image holds, at which size of object."""
 
 import contextlib
 import io
@@ -21,26 +21,21 @@ AREA_BOUNDS = 32**2, 96**2  # of pixels, as COCO's evaluation has them: small be
 
 
 @dataclass(frozen=True)
-class Table:
-    """Images and what they hold, as arrays: forked workers share them."""
+class MultiLabelImages(Dataset):
+    """Pairs of a transformed image and its 3 x C booleans; in arrays, which forked workers share."""
 
+    folder: Path
     files: np.ndarray  # N names
     present: np.ndarray  # N x 3 x C booleans: an object of this size and class is in the image
     classes: list[str]  # C, in the order of the file's categories
-
-
-class MultiLabelImages(Dataset):
-    """Pairs of a transformed image and its 3 x C booleans."""
-
-    def __init__(self, folder: Path, table: Table, transform: Callable[[Any], Tensor]):
-        self.folder, self.table, self.transform = folder, table, transform
+    transform: Callable[[Any], Tensor]
 
     def __len__(self) -> int:
-        return len(self.table.files)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, np.ndarray]:
-        image = pil_loader(str(self.folder / str(self.table.files[index])))
-        return self.transform(image), self.table.present[index]
+        image = pil_loader(str(self.folder / str(self.files[index])))
+        return self.transform(image), self.present[index]
 
 
 def squashed(size: int) -> transforms.Compose:
@@ -53,16 +48,16 @@ def open_part(folder: Path, part: str, year: str, transform: Callable[[Any], Ten
     images = folder / f'{part}{year}'
     if not images.is_dir():
         raise UserError(f'no folder {images}')
-    table = read_table(folder / 'annotations' / f'instances_{part}{year}.json')
+    files, present, classes = read_annotations(folder / 'annotations' / f'instances_{part}{year}.json')
     there = {path.name for path in images.iterdir()}
-    missing = [name for name in map(str, table.files) if name not in there and not (images / name).is_file()]
+    missing = [name for name in map(str, files) if name not in there and not (images / name).is_file()]
     if missing:
         raise UserError(f'{images}: {len(missing)} images of the annotation file are not there: {named(missing)}')
-    return MultiLabelImages(images, table, transform)
+    return MultiLabelImages(images, files, present, classes, transform)
 
 
-def read_table(path: Path) -> Table:
-    """Read an annotation file; images without annotations stay in, crowds count.
+def read_annotations(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Read files, present and classes of MultiLabelImages; images without annotations stay in, crowds count.
 
     Raises UserError that names the file and the fault if it is damaged, two images or categories have one id, or an
     annotation has no valid image, category or area.
@@ -85,7 +80,7 @@ def read_table(path: Path) -> Table:
         present = np.zeros((len(images), len(SIZES), len(categories)), dtype=bool)
         present[rows, sizes, columns] = True
         files = np.array([str(image['file_name']) for image in images])
-        return Table(files, present, [str(category['name']) for category in categories])
+        return files, present, [str(category['name']) for category in categories]
 
 
 def _places(path: Path, annotations: list[dict], key: str, ids: list[int | str]) -> np.ndarray:

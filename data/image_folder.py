@@ -30,8 +30,8 @@ class ImageFolder(Dataset):
     each forked worker. Raises UserError if there is no class, a class holds no picture, or a folder cannot be read.
     """
 
-    def __init__(self, folder: Path, transform: Callable[[Any], Tensor], load: Callable[[str], Any]):
-        self.transform, self.load = transform, load
+    def __init__(self, folder: Path, transform: Callable[[Any], Tensor], load: Callable[[str], Any] | None = None):
+        self.transform, self.load = transform, load or pil_loader
         _, classes, _ = next(os.walk(folder, onerror=_refuse))
         self.classes = sorted(classes)
         pictures = [_pictures(os.path.join(folder, name)) for name in self.classes]
@@ -101,19 +101,10 @@ def scaled_crop(size: int, factor: float) -> transforms.Compose:
     )
 
 
-def open_folder(
-    folder: Path, transform: Callable[[Any], Tensor], load: Callable[[str], Any] | None = None
-) -> ImageFolder:
-    """Open the pictures of `folder`, a folder per class; UserError if it or a class of it is empty or missing."""
-    if not folder.is_dir():
-        raise UserError(f'no folder {folder}')
-    return ImageFolder(folder, transform, load or pil_loader)
-
-
 def open_train_and_val(folder: Path, size: int) -> tuple[ImageFolder, ImageFolder]:
     """Open FOLDER/train, augmented, and FOLDER/val; UserError unless both have the same classes."""
-    train = open_folder(folder / 'train', RandomResizedCropFlip(size), decode_image)
-    val = open_folder(folder / 'val', eval_transform(size))
+    train = ImageFolder(folder / 'train', RandomResizedCropFlip(size), decode_image)
+    val = ImageFolder(folder / 'val', eval_transform(size))
     check_same_classes(folder, train.classes, val.classes)
     return train, val
 

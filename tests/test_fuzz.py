@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.coco import read_table
+from data.coco import read_annotations
 from data.image_folder import decode_image, pil_loader
 from data.voc import open_mask, size_of
 from models.norm import bn_buffers
@@ -125,7 +125,7 @@ KINDS = {  # contents of whole files, as bytes or to be given other values, and 
     'pictures': (pictures, lambda path, chance: chance.choice([pil_loader, decode_image, open_mask, size_of])(path)),
     'annotation files': (
         lambda folder: [json.dumps(annotations()).encode(), annotations()],
-        lambda path, chance: read_table(path),
+        lambda path, chance: read_annotations(path),
     ),
 }
 

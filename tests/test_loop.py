@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from data.image_folder import eval_transform, open_folder
+from data.image_folder import ImageFolder, eval_transform
 from tests.checkpoints import killed_at
 from utils import logger
 from utils.device import Compute
@@ -50,8 +50,8 @@ def test_loader_gives_what_torchvisions_transforms_give(folder, monkeypatch, ahe
     """On GPUs batches are made ahead, on a stream, here of a mock, and each is waited for before it is handed out."""
     constants = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     reference = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), constants]
-    theirs = open_folder(folder / 'val', transforms.Compose(reference))
-    loader = DeviceLoader(open_folder(folder / 'val', eval_transform(224)), EvalBatchSampler([range(18)], 4), CPU, 0)
+    theirs = ImageFolder(folder / 'val', transforms.Compose(reference))
+    loader = DeviceLoader(ImageFolder(folder / 'val', eval_transform(224)), EvalBatchSampler([range(18)], 4), CPU, 0)
     stream, found = MagicMock(device=CPU.device), []
     monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: stream)
     monkeypatch.setattr(torch.cuda, 'stream', lambda stream: nullcontext())

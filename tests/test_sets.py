@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from data.coco import open_part, read_table, squashed
+from data.coco import open_part, read_annotations, squashed
 from data.voc import open_scene, open_voc
 from data.voc_transforms import PadToSize, RandomScaleCrop
 from tests.pictures import SIZES, annotations, scene, write_json
@@ -17,10 +17,10 @@ from utils.segmentation import IGNORED, MultiScale
 
 
 def test_table_has_categories_in_the_files_order_and_empty_images(tmp_path, capsys):
-    table = read_table(write_json(tmp_path / 'a.json', annotations()))
-    assert table.classes == ['toothbrush', 'person']
-    assert table.files.tolist() == ['1.jpg', '2.jpg', '7.jpg']
-    assert np.argwhere(table.present).tolist() == [[0, 0, 0], [0, 0, 1], [1, 1, 0], [1, 2, 1]]
+    files, present, classes = read_annotations(write_json(tmp_path / 'a.json', annotations()))
+    assert classes == ['toothbrush', 'person']
+    assert files.tolist() == ['1.jpg', '2.jpg', '7.jpg']
+    assert np.argwhere(present).tolist() == [[0, 0, 0], [0, 0, 1], [1, 1, 0], [1, 2, 1]]
     assert capsys.readouterr().out == ''
 
 
@@ -40,7 +40,7 @@ def test_wrong_entry_is_named(tmp_path, part, change, told):
     value[part][0].update(change)
     path = write_json(tmp_path / 'a.json', value)
     with pytest.raises(UserError, match=re.escape(f'{path}: {told}')):
-        read_table(path)
+        read_annotations(path)
 
 
 def test_year_is_part_of_names_and_a_file_without_images_is_told(tmp_path):

@@ -49,7 +49,7 @@ def main(args: Namespace) -> None:
 
 def predict(args: Namespace, data: MultiLabelImages, chosen: np.ndarray) -> np.ndarray:
     """The probability of each class in each of the chosen images, n x C."""
-    model, _ = open_classifier(args.checkpoint, args.arch, 'coco', data.table.classes)
+    model, _ = open_classifier(args.checkpoint, args.arch, 'coco', data.classes)
     return torch.stack([logits.sigmoid() for logits, _ in outputs_of(model, data, args, [chosen])]).numpy()
 
 
@@ -61,8 +61,8 @@ def draw(data: MultiLabelImages, chosen: np.ndarray, probabilities: np.ndarray, 
     for panel in panels:
         panel.axis('off')
     for panel, index, probability in zip(panels[: len(chosen)], chosen, probabilities, strict=True):
-        panel.imshow(pil_loader(str(data.folder / str(data.table.files[index]))))
-        write_labels(panel, data.table.classes, data.table.present[index].any(0), probability)
+        panel.imshow(pil_loader(str(data.folder / str(data.files[index]))))
+        write_labels(panel, data.classes, data.present[index].any(0), probability)
     return figure
 
 

@@ -21,7 +21,7 @@ from matplotlib.ticker import NullLocator
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from data.image_folder import ImageFolder, open_folder, scaled_crop
+from data.image_folder import ImageFolder, scaled_crop
 from models.fused import fused
 from tools import markdown
 from tools.pictures import add_test_arguments, outputs_of
@@ -49,7 +49,7 @@ def make_parser() -> Parser:
 def main(args: Namespace) -> None:
     """Evaluate every net at every factor; print, draw and note the errors."""
     factors, results = sorted(set(args.factors)), {}
-    pictures = [open_folder(args.data / 'val', scaled_crop(args.image_size, factor)) for factor in factors]
+    pictures = [ImageFolder(args.data / 'val', scaled_crop(args.image_size, factor)) for factor in factors]
     nets = open_nets(args, pictures[0].classes)
     check_results(args.out)
     for name, net in nets.items():

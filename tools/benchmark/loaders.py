@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
+from torchvision import datasets, transforms
 
-from data.image_folder import RandomResizedCropFlip, decode_image, open_folder
+from data.image_folder import ImageFolder, RandomResizedCropFlip, decode_image
 from tools.benchmark.timing import interleaved, rates
 from utils.device import Compute
 from utils.loader import MEAN, STD, DeviceLoader, TrainBatchSampler
@@ -58,8 +57,8 @@ def loaders(folder: Path, images: int, workers: int) -> dict[str, Iterable]:
     theirs, ours = (
         Subset(pictures, [number % len(pictures) for number in range(images)])
         for pictures in (
-            ImageFolder(str(folder), usual_transform),
-            open_folder(folder, RandomResizedCropFlip(224), decode_image),
+            datasets.ImageFolder(str(folder), usual_transform),
+            ImageFolder(folder, RandomResizedCropFlip(224), decode_image),
         )
     )
     usual = DataLoader(theirs, 32, shuffle=True, num_workers=workers, persistent_workers=workers > 0)

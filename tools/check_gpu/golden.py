@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -147,7 +146,6 @@ class Samples(Dataset):
 
     def __init__(self, images: Tensor, targets: list, classes: int):
         self.images, self.targets, self.classes = images, targets, [str(number) for number in range(classes)]
-        self.table = SimpleNamespace(classes=self.classes)
 
     def __len__(self):
         return len(self.images)

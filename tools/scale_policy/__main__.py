@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.image_folder import ImageFolder, eval_transform, open_folder
+from data.image_folder import ImageFolder, eval_transform
 from tools.pictures import Pictures, add_test_arguments, make_loader
 from tools.policies import Policies, is_elastic, measure
 from tools.pretrained import add_arch_argument, open_classifier
@@ -77,7 +77,7 @@ def open_pictures(args: Namespace) -> Pictures | ImageFolder:
     for path in args.images:
         if not path.exists():
             raise UserError(f'no picture and no folder {path}')
-    return open_folder(folders[0], transform) if folders else Pictures(args.images, transform)
+    return ImageFolder(folders[0], transform) if folders else Pictures(args.images, transform)
 
 
 def image_numbers(policies: Policies, paths: Iterable[str | bytes | os.PathLike]) -> list[dict[str, Any]]:
