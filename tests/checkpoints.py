@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from tests.conftest import TinyNet
-from tests.reference import load_weights
+from tests.nets import load_weights
 from utils import checkpoint
 
 

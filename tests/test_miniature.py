@@ -18,8 +18,8 @@ from torch import nn
 from data import scenes
 from data.scenes import CLASS_NAMES
 from tests.conftest import Script
+from tests.nets import load_weights
 from tests.pictures import write_fashion
-from tests.reference import load_weights
 from tests.runs import epochs
 from tools.miniature import __main__ as miniature
 from tools.miniature import data as scaled_objects

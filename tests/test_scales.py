@@ -12,8 +12,7 @@ import models
 from data.image_folder import eval_transform, scaled_crop
 from models.elastic import TwoBranch, capture_branches
 from tests.conftest import Script, TinyNet
-from tests.nets import FAMILIES, noise
-from tests.reference import load_weights
+from tests.nets import FAMILIES, load_weights, noise
 from tools import stress_test
 from tools.policies import measure, stage_of
 from tools.scale_policy import __main__ as scale_policy

@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import models
 from tests.conftest import Script
-from tests.reference import assert_equal
+from tests.nets import assert_equal
 from tools.check_gpu.golden import TOLERANCE, load, load_weights, normalized, samples, trajectory_errors, update_of
 from utils import checkpoint, trainer
 from utils.device import DTYPES
