@@ -113,17 +113,12 @@ def test_a_file_that_cannot_be_written_is_an_error_before_the_work(bench, tmp_pa
 # Loaders
 
 
-@pytest.fixture
-def measure(tmp_path, monkeypatch):
-    """The tool, with all that is temporary in a folder of a short name: workers' sockets have paths there."""
-    with tempfile.TemporaryDirectory() as scratch:
+def test_loaders_are_measured_by_workers(tmp_path, capsys, monkeypatch):
+    with tempfile.TemporaryDirectory() as scratch:  # of a short name: workers' sockets have paths there
         monkeypatch.setattr(tempfile, 'tempdir', scratch)
-        yield Script(benchmark, '--rounds', f'2 --pictures 3 --json {tmp_path / "speed.json"}')
+        measure = Script(benchmark, '--rounds', f'2 --pictures 3 --json {tmp_path / "speed.json"}')
+        measure('--input', '--images', 16, '--workers', 0, 1)
         assert not os.listdir(scratch)
-
-
-def test_loaders_are_measured_by_workers(measure, tmp_path, capsys):
-    measure('--input', '--images', 16, '--workers', 0, 1)
     rows = rows_of(tmp_path / 'speed.json')
     assert [row['workers'] for row in rows] == 3 * [0] + 3 * [1]
     for row, first in zip(rows, 3 * [rows[0]] + 3 * [rows[3]], strict=True):
