@@ -166,10 +166,7 @@ def segment(tiny, tmp_path):
 
 @pytest.fixture
 def here(monkeypatch):
-    """The benchmark runs nets in this process, as if they took 3 MiB, and multiplies small matrices.
-
-    Large ones in bf16 take minutes on a processor that has no bf16.
-    """
+    """The benchmark runs nets in this process, as if they took 3 MiB, and multiplies small matrices."""
 
     @contextmanager
     def apart(name, make_step, device, *args):
@@ -178,7 +175,7 @@ def here(monkeypatch):
         yield step
 
     monkeypatch.setattr('tools.benchmark.nets.Apart', apart)
-    monkeypatch.setattr('tools.benchmark.nets.MATRIX_SIDE', 64)
+    monkeypatch.setattr('tools.benchmark.nets.MATRIX_SIDE', 64)  # else minutes where a processor has no bf16
 
 
 @pytest.fixture
@@ -189,11 +186,7 @@ def undrawn(monkeypatch):
 
 @pytest.fixture(scope='session')
 def undisturbed(tmp_path_factory):
-    """The run of the script of a name, two epochs that nothing stopped, without curves: to be read, not written to.
-
-    Classifiers learn more slowly in the second. The run has been done once; given are the script, for other runs on the
-    same set, the folder, and the lines printed.
-    """
+    """Of a script by its name: the script, and folder and lines of its run that nothing stopped, to be read."""
     Undisturbed = namedtuple('Undisturbed', 'train folder lines')
 
     @cache

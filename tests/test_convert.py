@@ -273,7 +273,6 @@ def test_weights_of_the_library_are_taken_before_the_net_is_cut(folder, tmp_path
         ('torchvision/nothing', 'torchvision has no net nothing'),
         ('elsewhere/resnet50', 'there is no classifier elsewhere/resnet50'),
         ('timm/resnet50_elastic', '--arch timm/resnet50_elastic: layer1.0 of ResNet (Bottleneck): to cut'),
-        ('resnext5', "unknown classifier 'resnext5'; known are resnext50"),
     ],
 )
 def test_names_that_cannot_be_built(arch, message, folder, capsys):
