@@ -6,18 +6,15 @@ from pathlib import Path
 import torch
 
 from tests.conftest import TinyNet
-from tests.reference import load_weights
+from tests.nets import load_weights
 from utils import checkpoint
 
 
 def trained(seed=0, norms=True):
-    """A TinyNet after one update, and its optimizer, which holds momentum but of a weight that gets no gradient.
-
-    Without `norms` an optimizer as the reference's with --freeze_bn: of no batch norm's weight or bias.
-    """
+    """A TinyNet after one update, and its optimizer; without `norms` as the reference's with --freeze_bn."""
     torch.manual_seed(seed)
     model = TinyNet(5)
-    model.block.conv1_d.weight.requires_grad_(False)
+    model.block.conv1_d.weight.requires_grad_(False)  # so that it has no momentum
     given = [parameter for name, parameter in model.named_parameters() if norms or 'bn' not in name]
     optimizer = torch.optim.SGD(given, 0.1, 0.9)
     model(torch.randn(2, 3, 32, 32)).square().sum().backward()

@@ -72,7 +72,6 @@ def register(patch):
 @pytest.fixture
 def tiny(monkeypatch):
     register(monkeypatch)
-    return 'tiny'
 
 
 @pytest.fixture
@@ -87,11 +86,11 @@ def small(monkeypatch):
     return build
 
 
-def write_folder(folder, classes=('ant', 'bee', 'cat', 'dog', 'eel', 'fox'), train=6, val=3):
+def write_folder(folder):
     """FOLDER/{train,val}/CLASS/N.png, noise about a brightness of the class's own."""
     random = np.random.RandomState(0)
-    for part, count in (('train', train), ('val', val)):
-        for label, name in enumerate(classes):
+    for part, count in ('train', 6), ('val', 3):
+        for label, name in enumerate(('ant', 'bee', 'cat', 'dog', 'eel', 'fox')):
             (folder / part / name).mkdir(parents=True)
             for number in range(count):
                 pixels = random.rand(40, 48, 3) * 80 + label * 30
@@ -166,10 +165,7 @@ def segment(tiny, tmp_path):
 
 @pytest.fixture
 def here(monkeypatch):
-    """The benchmark runs nets in this process, as if they took 3 MiB, and multiplies small matrices.
-
-    Large ones in bf16 take minutes on a processor that has no bf16.
-    """
+    """The benchmark runs nets in this process, as if they took 3 MiB, and multiplies small matrices."""
 
     @contextmanager
     def apart(name, make_step, device, *args):
@@ -178,7 +174,7 @@ def here(monkeypatch):
         yield step
 
     monkeypatch.setattr('tools.benchmark.nets.Apart', apart)
-    monkeypatch.setattr('tools.benchmark.nets.MATRIX_SIDE', 64)
+    monkeypatch.setattr('tools.benchmark.nets.MATRIX_SIDE', 64)  # else minutes where a processor has no bf16
 
 
 @pytest.fixture
@@ -189,11 +185,7 @@ def undrawn(monkeypatch):
 
 @pytest.fixture(scope='session')
 def undisturbed(tmp_path_factory):
-    """The run of the script of a name, two epochs that nothing stopped, without curves: to be read, not written to.
-
-    Classifiers learn more slowly in the second. The run has been done once; given are the script, for other runs on the
-    same set, the folder, and the lines printed.
-    """
+    """Of a script by its name: the script, and folder and lines of its run that nothing stopped, to be read."""
     Undisturbed = namedtuple('Undisturbed', 'train folder lines')
 
     @cache

@@ -81,12 +81,6 @@ def run(world, *arguments, **options):
         return ''.join(map(job.out, range(world)))
 
 
-def torchrun(world, *arguments, restarts=0, **environment):
-    """torch.distributed.run itself with a job of so many processes."""
-    options = ['--standalone', f'--nproc_per_node={world}', f'--max-restarts={restarts}', '--monitor-interval=0.2']
-    return start('-m', 'torch.distributed.run', *options, ROOT / 'tests' / 'job.py', *arguments, **environment)
-
-
 def start(*arguments, cwd=ROOT, **environment):
     """An interpreter whose output can be read line by line, in a group of its own."""
     command, pipes = [sys.executable, *map(str, arguments)], {'stdout': -1, 'stderr': -1, 'text': True}

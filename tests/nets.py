@@ -1,4 +1,4 @@
-"""Nets of full size and shallow ones (tools/check_gpu/nets.py) as parameters of tests, and their exported files."""
+"""Nets of full size and shallow ones (tools/check_gpu) as parameters of tests; what they must give, and their files."""
 
 from pathlib import Path
 
@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tools.check_gpu.golden import TOLERANCE, load_weights
 from tools.check_gpu.nets import FAMILIES, NETS, filled, noise, on_meta, recomputing
 
-__all__ = 'FAMILIES', 'NETS', 'filled', 'noise', 'on_meta', 'recomputing'  # and what is defined here
+# And what is defined here.
+__all__ = 'FAMILIES', 'NETS', 'filled', 'load_weights', 'noise', 'on_meta', 'recomputing'
 
 CLASSIFIERS = [name for name in FAMILIES if name not in ('deeplab', 'dla_up')]
 
@@ -17,6 +19,12 @@ def in_make_test(*quick: str) -> pytest.MarkDecorator:
     """Parametrises by `name`: these of FAMILIES, and in make test-all the others and the nets of full size as well."""
     slow = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES | NETS if name not in quick]
     return pytest.mark.parametrize('name', [*quick, *slow])
+
+
+def assert_equal(errors: dict[str, float]) -> None:
+    """All within the tolerance of the reference's numbers."""
+    assert errors
+    assert not {name: error for name, error in errors.items() if not error <= TOLERANCE}  # nan neither
 
 
 def ran(path: Path, images: Tensor) -> Tensor:

@@ -26,10 +26,6 @@ MIB = 2**20
 CPU = torch.device('cpu')
 
 
-def rows_of(path):
-    return json.loads(path.read_text())['rows']
-
-
 # Nets
 
 
@@ -45,7 +41,7 @@ def bench(here, monkeypatch):
 @pytest.mark.parametrize('train', [[], ['--train']])
 def test_every_way_has_a_row_and_a_share_of_the_matrix_product(bench, tmp_path, capsys, train):
     bench('--json', tmp_path / 'speed.json', *train)
-    rows = {row['name']: row for row in rows_of(tmp_path / 'speed.json')}
+    rows = {row['name']: row for row in json.loads((tmp_path / 'speed.json').read_text())['rows']}
     ours = [f'{net}, {way}' for net in ('tiny', 'tiny/segmenter') for way in ('reference', 'off', 'bf16')]
     rivals = [f"torchvision's rival, {way}" for way in ('off', 'bf16')]
     assert list(rows) == [*ours, *rivals, 'matrix product, off', 'matrix product, bf16']
@@ -126,18 +122,13 @@ def test_a_file_that_cannot_be_written_is_an_error_before_the_work(bench, tmp_pa
 # Loaders
 
 
-@pytest.fixture
-def measure(tmp_path, monkeypatch):
-    """The tool, with all that is temporary in a folder of a short name: workers' sockets have paths there."""
-    with tempfile.TemporaryDirectory() as scratch:
+def test_loaders_are_measured_by_workers(tmp_path, capsys, monkeypatch):
+    with tempfile.TemporaryDirectory() as scratch:  # of a short name: workers' sockets have paths there
         monkeypatch.setattr(tempfile, 'tempdir', scratch)
-        yield Script(benchmark, '--rounds', f'2 --pictures 3 --json {tmp_path / "speed.json"}')
+        measure = Script(benchmark, '--rounds', f'2 --pictures 3 --json {tmp_path / "speed.json"}')
+        measure('--input', '--images', 16, '--workers', 0, 1)
         assert not os.listdir(scratch)
-
-
-def test_loaders_are_measured_by_workers(measure, tmp_path, capsys):
-    measure('--input', '--images', 16, '--workers', 0, 1)
-    rows = rows_of(tmp_path / 'speed.json')
+    rows = json.loads((tmp_path / 'speed.json').read_text())['rows']
     assert [row['workers'] for row in rows] == 3 * [0] + 3 * [1]
     for row, first in zip(rows, 3 * [rows[0]] + 3 * [rows[3]], strict=True):
         assert 1 < row['lowest'] <= row['median'] <= row['highest']

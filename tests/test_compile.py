@@ -3,7 +3,6 @@
 import copy
 from functools import partial
 
-import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
@@ -13,15 +12,6 @@ from utils.device import Compute
 from utils.step import Evaluator, TrainingStep
 
 SIZE = 33  # maps are odd at most strides
-
-
-@pytest.fixture
-def counter(monkeypatch):
-    """Counts what torch.compile is given to compile; it runs as it was traced."""
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend('aot_eager')
-    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=counter))
-    return counter
 
 
 def gradients_of(model):
@@ -50,27 +40,25 @@ def assert_trains_as_the_plain_net(training_step):
         training_step.optimizer_step(0.01)
 
 
-def assert_tests_equal_the_plain_net(model, compute):
-    """The fused and compiled copy, in float32, and the net itself, for 4, 3 and 2 images."""
-    image = noise(1, 3, SIZE, SIZE, dtype=torch.float64)
-    with torch.inference_mode():
-        expected, tester = model.eval()(image).float(), Evaluator(model, compute)
-        atol = 1e-5 * expected.abs().max().item()
-        for number in 4, 3, 2:
-            outputs = tester.load()(image.repeat(number, 1, 1, 1))
-            torch.testing.assert_close(outputs, expected.expand_as(outputs), rtol=1e-4, atol=atol)
-
-
 def takes_any_number(traced):
     inputs = [node.meta['example_value'] for node in traced.graph.nodes if node.op == 'placeholder']
     return any(isinstance(value, torch.SymInt) for value in inputs)
 
 
 @in_make_test('resnext', 'dla', 'densenet_elastic')
-def test_nets_are_compiled_once_for_training_and_once_for_any_number_of_images_to_test(name, counter):
+def test_nets_are_compiled_once_for_training_and_once_for_any_number_of_images_to_test(name, monkeypatch):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend('aot_eager')  # it runs as it was traced
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=counter))
     model, compute = filled(name, num_classes=9, dtype=torch.float64, **recomputing(name)), Compute('cpu', compile=True)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     assert_trains_as_the_plain_net(TrainingStep(model, cross_entropy, compute, optimizer))
     torch._dynamo.reset()  # else another number of images than before may vary without being told
-    assert_tests_equal_the_plain_net(model, compute)
+    image = noise(1, 3, SIZE, SIZE, dtype=torch.float64)
+    with torch.inference_mode():  # the copy, fused and compiled, in float32
+        expected, tester = model.eval()(image).float(), Evaluator(model, compute)
+        atol = 1e-5 * expected.abs().max().item()
+        for number in 4, 3, 2:
+            outputs = tester.load()(image.repeat(number, 1, 1, 1))
+            torch.testing.assert_close(outputs, expected.expand_as(outputs), rtol=1e-4, atol=atol)
     assert [takes_any_number(traced) for traced in counter.graphs] == [False, True]

@@ -122,6 +122,7 @@ def test_what_cannot_be_written_leaves_nothing_and_what_is_there_is_kept(tmp_pat
     assert f'{tmp_path}/out exists already' in script.error(capsys, '--seed', 1)
     assert contents(tmp_path) == before
 
+
 # VOC, augmented by SBD
 
 

@@ -10,15 +10,17 @@ from unittest.mock import Mock
 
 import pytest
 
-from tests.launch import HOST, SMALL, Job, launch, run, torchrun
+from tests.launch import HOST, ROOT, SMALL, Job, launch, run, start
 from tests.runs import LAST, MEASURED, PAIR, assert_same, content
 from utils import checkpoint, distributed
 
 
 def test_launcher_starts_a_killed_job_anew_and_stops_all_at_one_step(folder, tmp_path):
     """After a kill, a SIGTERM to the launcher and another start the weights are those of a job left alone."""
+    launcher = '-m torch.distributed.run --standalone --nproc_per_node=2 --max-restarts=1 --monitor-interval=0.2'
     arguments = ['classify', folder, *SMALL, '--save-steps', 1, '--auto-resume']
-    with torchrun(2, *arguments, '--epochs', 1000, '--output', tmp_path / 'job', restarts=1, KILL='1:2') as process:
+    job = ROOT / 'tests' / 'job.py', *arguments, '--epochs', 1000, '--output', tmp_path / 'job'
+    with start(*launcher.split(), *job, KILL='1:2') as process:
         before = ''.join(takewhile(lambda line: not line.startswith('Epoch: [0][2'), process.stdout))
         process.send_signal(signal.SIGTERM)
         out, errors = process.communicate(timeout=200)

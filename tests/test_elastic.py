@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from models.elastic import TwoBranchBottleneck, down, up
-from tests.nets import CLASSIFIERS, filled, noise
-from tests.reference import load_weights
+from tests.nets import CLASSIFIERS, filled, load_weights, noise
 from tools.branches import halved, joined
 
 normal = partial(noise, dtype=torch.float64)

@@ -14,7 +14,6 @@ from models.dla import DLA
 from models.norm import batch_norms
 from tests import nets
 from tests.conftest import Script
-from tests.reference import load_weights
 from tools import import_weights
 from tools.import_weights import SOURCES
 from utils import checkpoint
@@ -38,7 +37,7 @@ def library_net(source):
     library, name = source.split('/')
     with torch.device('meta'):
         net = torchvision.models.get_model(name) if library == 'torchvision' else timm.create_model(name)
-    for norm in batch_norms(load_weights(net)):
+    for norm in batch_norms(nets.load_weights(net)):
         norm.num_batches_tracked.fill_(7)
     return net.eval()
 

@@ -1,5 +1,6 @@
 """The miniature comparison: pictures whose size is known, errors by size, nets, runs, differences, scale policies."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -18,8 +19,8 @@ from torch import nn
 from data import scenes
 from data.scenes import CLASS_NAMES
 from tests.conftest import Script
+from tests.nets import load_weights
 from tests.pictures import write_fashion
-from tests.reference import load_weights
 from tests.runs import epochs
 from tools.miniature import __main__ as miniature
 from tools.miniature import data as scaled_objects
@@ -27,6 +28,7 @@ from tools.miniature import policy, report, study
 from tools.miniature.data import FACTORS, SHAPE_SIZES, THIRDS, jitter, jittered_photos, shapes, third_of
 from tools.miniature.jobs import side_by_side
 from tools.miniature.study import Recipe, ScaleError
+from utils import checkpoint
 from utils.device import Compute
 from utils.errors import UserError
 from utils.loader import DeviceLoader, EvalBatchSampler
@@ -175,22 +177,14 @@ def test_runs_are_noted_and_not_repeated_and_go_on_where_they_were_cut_off(quick
     assert 'another recipe' in quick.error(capsys)
 
 
-def note(path):
-    path.write_text(json.dumps({'number': len(path.name)}))
-
-
-def fail(path):
-    raise UserError(f'no {path}')
-
-
 @pytest.mark.parametrize('count', [1, 2])
 def test_tasks_side_by_side_are_done_once_and_one_that_fails_is_named(tmp_path, capfd, count):
     paths = [tmp_path / name for name in ('x', 'xx', 'xxx')]
     paths[1].write_text('{"number": 7}')  # which is not done again
-    found = side_by_side({path: partial(note, path) for path in paths}, count)
+    found = side_by_side({path: partial(path.write_text, f'{{"number": {len(path.name)}}}') for path in paths}, count)
     assert [result['number'] for result in found] == [1, 7, 3]
     with pytest.raises(UserError, match='no .*d' if count == 1 else 'd was not made: its process ended with status 1'):
-        side_by_side({tmp_path / 'd': partial(fail, tmp_path / 'd')}, count)
+        side_by_side({tmp_path / 'd': partial(checkpoint.read, tmp_path / 'd')}, count)
     assert ('error: no' in capfd.readouterr().err) == (count == 2)
 
 
@@ -278,29 +272,24 @@ def looked(tmp_path_factory):
 
 
 def test_to_remove_a_branch_changes_nothing_where_it_is_constant(looked):
-    net, test, loader = looked
-    conv = net.layer2[1].conv3_d
-    kept = conv.weight.clone()
-    conv.weight.data.zero_()
-    conv.bias = nn.Parameter(torch.full((512,), 3.0))  # what the branch contributes is the same for every picture
-    images = next(iter(loader))[0]
-    with torch.no_grad(), policy.replaced(conv, policy.mean_contributions(net, loader)['layer2.1.conv3_d']):
-        removed = net(images)
-    torch.testing.assert_close(removed, net(images))
-    assert policy.look(net, test, loader)['rise']['layer2.1']['half'] == dict.fromkeys(THIRDS, 0.0)
-    conv.weight.data.copy_(kept)
-    conv.bias = None
+    net, test, loader = copy.deepcopy(looked)
+    conv, outputs, images = net.layer2[1].conv3_d, [], next(iter(loader))[0]
+    handle = conv.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     with torch.no_grad():
-        before, mean = net(images), policy.mean_contributions(net, loader)['layer2.1.conv3_d']
-        with policy.replaced(conv, mean):
-            assert not torch.allclose(net(images), before)  # other than where it varies
-        assert torch.equal(net(images), before)
-        outputs = []
-        handle = conv.register_forward_hook(lambda module, inputs, output: outputs.append(output))
         for batch, _ in loader:
             net(batch)
         handle.remove()
-    torch.testing.assert_close(mean.float(), torch.cat(outputs).mean(0), atol=1e-5, rtol=1e-4)
+        before, mean = net(images), policy.mean_contributions(net, loader)['layer2.1.conv3_d']
+        torch.testing.assert_close(mean.float(), torch.cat(outputs).mean(0), atol=1e-5, rtol=1e-4)
+        with policy.replaced(conv, mean):
+            assert not torch.allclose(net(images), before)  # other than where it varies
+        assert torch.equal(net(images), before)
+        conv.weight.zero_()
+        conv.bias = nn.Parameter(torch.full((512,), 3.0))  # what the branch contributes is the same for every picture
+        with policy.replaced(conv, policy.mean_contributions(net, loader)['layer2.1.conv3_d']):
+            removed = net(images)
+        torch.testing.assert_close(removed, net(images))
+    assert policy.look(net, test, loader)['rise']['layer2.1']['half'] == dict.fromkeys(THIRDS, 0.0)
 
 
 def test_policies_over_the_size(looked, monkeypatch):

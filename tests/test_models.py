@@ -1,6 +1,7 @@
 """Every net against the numbers of the reference; in other sizes, layouts, precisions; fused, recomputed; its cost."""
 
 import copy
+import pickle
 from collections import OrderedDict
 
 import pytest
@@ -11,9 +12,8 @@ import models
 from models.cost import count_macs, count_parameters
 from models.fused import Conv, fused
 from models.recompute import RecomputedSequential, frozen_statistics
-from tests import reference
-from tests.nets import CLASSIFIERS, FAMILIES, NETS, filled, in_make_test, noise, on_meta, recomputing
-from tools.check_gpu.golden import evaluation_errors, training_errors
+from tests.nets import CLASSIFIERS, FAMILIES, NETS, assert_equal, filled, in_make_test, noise, on_meta, recomputing
+from tools.check_gpu.golden import evaluation_errors, load, load_weights, training_errors
 
 # Of norms that follow a concatenation or a pooling, DenseNets have one in each layer, one in each transition, the last.
 LAYERS = {'densenet': 4, 'densenet_elastic': 5, 'densenet201': 98, 'densenet201_elastic': 100}
@@ -32,13 +32,13 @@ def recomputes(net: nn.Module) -> bool:
 @every_net
 def test_outputs_and_a_training_step_are_the_references(name):
     net = filled(name, dtype=torch.float64, **recomputing(name))
-    reference.assert_equal(evaluation_errors(net, name))
-    reference.assert_equal(training_errors(net, name))
+    assert_equal(evaluation_errors(net, name))
+    assert_equal(training_errors(net, name))
 
 
 def test_the_registries_are_the_references():
-    assert set(NETS) == set(reference.load('state_dicts')) == set(reference.load('golden'))
-    assert set(reference.load('golden_sizes')) < set(NETS)
+    assert set(NETS) == set(load('state_dicts')) == set(load('golden'))
+    assert set(load('golden_sizes')) < set(NETS)
     assert all(getattr(models, name) is builder for name, builder in models.classifiers.items())
 
 
@@ -46,7 +46,7 @@ def test_the_registries_are_the_references():
 def test_state_dict_has_the_references_names_shapes_and_order(name):
     """Whatever was built before; another number of classes changes the heads alone."""
     on_meta('dla102x_elastic', num_classes=5)
-    expected, net = reference.load('state_dicts')[name], on_meta(name)
+    expected, net = load('state_dicts')[name], on_meta(name)
     assert names_and_shapes(net) == expected
     other = on_meta(name, num_classes=7, **recomputing(name))
     changed = [pair for pair, before in zip(names_and_shapes(other), expected, strict=True) if pair != before]
@@ -103,7 +103,7 @@ def test_bf16_autocast_is_close_and_trains(name, training):
 
 
 def test_bias_of_a_fused_conv_is_scaled_with_it():
-    conv, norm, x = nn.Conv2d(3, 4, 3), reference.load_weights(nn.BatchNorm2d(4)).eval(), noise(1, 3, 5, 5)
+    conv, norm, x = nn.Conv2d(3, 4, 3), load_weights(nn.BatchNorm2d(4)).eval(), noise(1, 3, 5, 5)
     torch.testing.assert_close(Conv(conv, norm, relu=True)(x), norm(conv(x)).relu())
 
 
@@ -176,20 +176,12 @@ def test_a_builder_costs_what_its_net_does_without_what_is_recomputed():
     assert count_macs(nn.ReLU()) == 0
 
 
-def snapshot(net: nn.Module) -> dict:
-    """The values of each module's attributes, and of the dicts among them that hold its tensors and hooks."""
-    return {
-        (name, key): [id(held) for held in value.values()] if isinstance(value, dict) else id(value)
-        for name, module in net.named_modules()
-        for key, value in vars(module).items()
-    }
-
-
 @pytest.mark.parametrize('training', [False, True])
 def test_counting_leaves_nothing_on_the_net(training):
+    """Neither values nor attributes, hooks among them, are others; and the tensors are the same objects."""
     net = FAMILIES['resnext'](5).train(training)
-    before, values = snapshot(net), copy.deepcopy(net.state_dict())
+    before, tensors = pickle.dumps(net), [*net.parameters(), *net.buffers()]
     assert count_macs(net, 64)
-    assert snapshot(net) == before
-    torch.testing.assert_close(dict(net.state_dict()), dict(values), rtol=0, atol=0)
+    assert pickle.dumps(net) == before
+    assert [id(tensor) for tensor in (*net.parameters(), *net.buffers())] == list(map(id, tensors))
     assert all(parameter.grad is None for parameter in net.parameters())

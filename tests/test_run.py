@@ -179,7 +179,7 @@ def test_only_a_lower_error_is_a_better_one_and_the_first_is_the_best_so_far(cla
     assert best == [1, 1, 3, 3, 3]
 
 
-def test_exponential_average_goes_on_over_epochs_and_resumes(segment, tmp_path, capsys):
+def test_exponential_average_goes_on_over_epochs_and_resumes(segment, capsys):
     for last in 1, 3:
         segment('--train', '-p', 1, '--epochs', last, '--base-lr', 0, '--auto-resume')
     found = [tuple(map(float, pair)) for pair in re.findall(r'loss: (\S+) \((\S+)\)', capsys.readouterr().out)]

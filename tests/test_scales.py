@@ -11,9 +11,9 @@ from torchvision.transforms.functional import normalize
 import models
 from data.image_folder import eval_transform, scaled_crop
 from models.elastic import TwoBranch, capture_branches
+from tests.checkpoints import save_net
 from tests.conftest import Script, TinyNet
-from tests.nets import FAMILIES, noise
-from tests.reference import load_weights
+from tests.nets import FAMILIES, load_weights, noise
 from tools import stress_test
 from tools.policies import measure, stage_of
 from tools.scale_policy import __main__ as scale_policy
@@ -96,8 +96,8 @@ def test_blocks_have_the_stages_of_their_resolution_and_the_other_branch_wins_wh
 @pytest.fixture
 def policy(small, folder, tmp_path):
     """The tool on a checkpoint of the small net for the classes of the folder, writing to out/policy.png."""
-    content = {'arch': 'small', 'task': 'imagenet', 'classes': sorted(path.name for path in (folder / 'val').iterdir())}
-    torch.save({**content, 'state_dict': small().state_dict()}, tmp_path / 'small.pth')
+    classes = sorted(path.name for path in (folder / 'val').iterdir())
+    save_net(tmp_path / 'small.pth', small(), arch='small', task='imagenet', classes=classes)
     return Script(scale_policy, tmp_path / 'small.pth', f'--image-size 64 --device cpu -o {tmp_path}/out/policy.png')
 
 
@@ -108,7 +108,7 @@ def numbers(tmp_path):
     return json.loads((tmp_path / 'out' / 'policy.json').read_text())
 
 
-def test_policies_of_pictures(policy, small, folder, tmp_path, monkeypatch):
+def test_policies_of_pictures(policy, folder, tmp_path, monkeypatch):
     """Also with a file of 2019, which names neither its net nor its classes, and with more pictures than are drawn."""
     paths = [folder / 'val' / 'cat' / '0.png', folder / 'val' / 'ant' / '1.png', folder / 'train' / 'fox' / '2.png']
     policy(*paths)
@@ -120,7 +120,7 @@ def test_policies_of_pictures(policy, small, folder, tmp_path, monkeypatch):
         assert all(size in sizes for size, sizes in zip(image['sizes'].split(), offered, strict=True))
         shares = [full / (full + half) for full, half in zip(image['full'], image['half'], strict=True)]
         assert [image['share'], *image['shares']] == pytest.approx([sum(shares) / 4, *shares], rel=1e-3)
-    torch.save(small().state_dict(), tmp_path / 'small.pth')
+    torch.save(torch.load(tmp_path / 'small.pth')['state_dict'], tmp_path / 'small.pth')
     monkeypatch.setattr('tools.scale_policy.figure.MOST_ROWS', 2)
     policy(*paths, '--arch', 'small')
     assert numbers(tmp_path) == found
@@ -193,8 +193,7 @@ def stress(tmp_path, monkeypatch):
         for number in range(count):
             picture.save(tmp_path / 'data' / 'val' / label / f'{number}.png')
     monkeypatch.setitem(models.classifiers, 'ruler', Ruler)
-    content = {'arch': 'ruler', 'task': 'imagenet', 'classes': ['0_small', '1_big']}
-    torch.save({**content, 'state_dict': Ruler(2).state_dict()}, tmp_path / 'ruler.pth')
+    save_net(tmp_path / 'ruler.pth', Ruler(2), arch='ruler', task='imagenet', classes=['0_small', '1_big'])
     arguments = f'{tmp_path}/data --image-size 56 --device cpu -b 2 --out {tmp_path}/out/stress.png'
     return Script(stress_test, tmp_path / 'ruler.pth', arguments)
 
@@ -218,7 +217,7 @@ def test_errors_of_a_net_that_measures_its_objects(stress, tmp_path, capsys):
 
 def test_two_nets_share_a_table_and_the_nets_of_files_of_2019_are_said(stress, tmp_path, capsys):
     (tmp_path / 'old').mkdir()
-    torch.save({'state_dict': Ruler(2).state_dict()}, tmp_path / 'old' / 'ruler.pth')
+    save_net(tmp_path / 'old' / 'ruler.pth', Ruler(2))
     two = Script(stress_test, tmp_path / 'old' / 'ruler.pth', ' '.join(stress.shared))
     two('--arch', 'ruler', '--arch', 'ruler')
     title, _, *rows = capsys.readouterr().out.splitlines()

@@ -3,14 +3,13 @@
 import ast
 import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 
 import models
+from tests.launch import ROOT
 from tools import model_table
 
-ROOT = Path(__file__).parent.parent
 CHAIN = 'models', 'utils', 'data', 'scripts', 'tools', 'hubconf'  # each imports itself and those before it
 SCRIPTS = sorted(ROOT.glob('*.py')) + [path for part in CHAIN for path in sorted((ROOT / part).rglob('*.py'))]
 ALLOWED = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)

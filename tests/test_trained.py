@@ -11,6 +11,7 @@ import hubconf
 import models
 from data.class_names import default_names, readable_names
 from data.voc import CLASSES
+from models.convert import elasticize
 from tests.checkpoints import file_of
 from tests.conftest import TinyNet, TinySegmenter
 from tests.nets import on_meta
@@ -74,6 +75,7 @@ def test_each_name_that_torch_hub_lists_is_a_net_of_the_registries(monkeypatch):
     """Its list and help know no local source: this folder stands in the place of its cache."""
     monkeypatch.setattr(torch.hub, '_get_cache_or_reload', lambda *args, **kwargs: ROOT)
     assert sorted(torch.hub.list('elastic')) == sorted(['elasticize', *REGISTRY])
+    assert hubconf.elasticize is elasticize
     for name, build in REGISTRY.items():
         text = torch.hub.help('elastic', name)
         assert text.startswith(build.__doc__) and 'checkpoint:' in text

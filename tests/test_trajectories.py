@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import models
 from tests.conftest import Script
-from tests.reference import assert_equal
+from tests.nets import assert_equal
 from tools.check_gpu.golden import TOLERANCE, load, load_weights, normalized, samples, trajectory_errors, update_of
 from utils import checkpoint, trainer
 from utils.device import DTYPES
@@ -40,54 +40,27 @@ def put_in_place(patch: pytest.MonkeyPatch, case: dict) -> None:
     patch.setattr(Log, 'draw', lambda _: None)
 
 
-class Watch:
-    """What a script did: losses, updates, tests; and the training_step that it did it with."""
-
-    def __init__(self, patch: pytest.MonkeyPatch):
-        self.losses, self.updates, self.tests, self.training_step = [], [], [], None
-        backward, evaluate = TrainingStep.backward, trainer.evaluate
-
-        def noted_backward(training_step, loss):
-            self.training_step = training_step
-            self.losses.append(loss.item())
-            backward(training_step, loss)
-
-        def noted_evaluate(*args):
-            self.tests.append(evaluate(*args))
-            return self.tests[-1]
-
-        patch.setattr(TrainingStep, 'backward', noted_backward)
-        patch.setattr(trainer, 'evaluate', noted_evaluate)
-
-    def note_update(self, optimizer: torch.optim.Optimizer, *_) -> None:
-        """What the optimizer is about to do."""
-        self.updates.append(update_of(optimizer, len(self.losses)))
-
-
-@pytest.fixture
-def trained(monkeypatch, tmp_path):
-    """Trains as a recorded case did."""
-
-    def train(case: dict) -> Watch:
-        voc, watch = case['script'] == 'segment', Watch(monkeypatch)
-        put_in_place(monkeypatch, case)
-        first = '--exp=x' if voc else tmp_path
-        own = '--train' if voc else f'--image-size {case["side"]} --start-epoch {case["start_epoch"]}'
-        shared = f'-a {case["arch"]} --epochs {case["epochs"]} --workers 0 --device cpu --output {tmp_path} {own}'
-        hook = register_optimizer_step_pre_hook(watch.note_update)
-        try:
-            Script(import_module(case['script']), first, shared)(*case['arguments'])
-        finally:
-            hook.remove()
-        return watch
-
-    return train
-
-
 @pytest.mark.parametrize('name', [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CASES])
-def test_training_is_the_references(trained, name):
-    case = CASES[name]
-    watch = trained(case)
-    assert_equal(trajectory_errors(case, watch.losses, watch.updates, watch.training_step))
-    for found, recorded in zip(watch.tests if case['test'] else [], case['test'], strict=True):
+def test_training_is_the_references(monkeypatch, tmp_path, name):
+    case, trained, losses, updates, tests = CASES[name], [], [], [], []
+    backward, evaluate = TrainingStep.backward, trainer.evaluate
+
+    def noted_backward(training_step, loss):
+        trained.append(training_step)
+        losses.append(loss.item())
+        backward(training_step, loss)
+
+    put_in_place(monkeypatch, case)
+    monkeypatch.setattr(TrainingStep, 'backward', noted_backward)
+    monkeypatch.setattr(trainer, 'evaluate', lambda *args: tests.append(evaluate(*args)) or tests[-1])
+    voc = case['script'] == 'segment'
+    own = '--train' if voc else f'--image-size {case["side"]} --start-epoch {case["start_epoch"]}'
+    shared = f'-a {case["arch"]} --epochs {case["epochs"]} --workers 0 --device cpu --output {tmp_path} {own}'
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: updates.append(update_of(optimizer, len(losses))))
+    try:
+        Script(import_module(case['script']), '--exp=x' if voc else tmp_path, shared)(*case['arguments'])
+    finally:
+        hook.remove()
+    assert_equal(trajectory_errors(case, losses, updates, trained[-1]))
+    for found, recorded in zip(tests if case['test'] else [], case['test'], strict=True):
         assert {key: found[key] for key in recorded} == pytest.approx(recorded, rel=TOLERANCE)
