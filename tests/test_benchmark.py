@@ -72,7 +72,7 @@ def test_ways_are_those_of_both_sides_but_the_references():
 def test_nets_of_libraries_are_known_by_name(here, tmp_path, capsys):
     name, sizes = 'torchvision/regnet_y_400mf', '-b 2 --image-size 32 --rounds 1 --device cpu'
     Script(benchmark, '--nets', f'{name} --rivals --amp off {sizes} --json {tmp_path}/speed.json')()
-    reference, ours, _ = rows_of(tmp_path / 'speed.json')
+    reference, ours, _ = json.loads((tmp_path / 'speed.json').read_text())['rows']
     assert (reference['name'], ours['name']) == (f'{name}, reference', f'{name}, off')
     assert ours['flops'] / ours['median'] == pytest.approx(2 * count_macs(regnet_y_400mf(), 32))
     elastic, _ = net_speed.ways_of([f'{name}_elastic'], [], ['off'], False)

@@ -38,7 +38,7 @@ from tools.pretrained import load_net
 from tools.scale_policy import __main__ as scale_policy
 from utils import checkpoint
 
-DEPTHS = [1, 2, 2, 1]
+DEPTHS = [1, 2, 2, 2]
 
 
 def torchvision_regnet(se_ratio=None):
@@ -157,11 +157,12 @@ def test_an_ungrouped_conv_is_cut_only_on_request():
 
 
 def test_stages_are_those_of_the_resolution():
-    for stages, expected in ({1}, ['layer1.0']), ({2, 4}, ['layer2.1']), ({2, 3}, ['layer2.1', 'layer3.1']):
+    cases = (None, ['layer1.0', 'layer2.1', 'layer3.1']), ({1}, ['layer1.0']), ({2, 4}, ['layer2.1', 'layer4.1'])
+    for stages, expected in cases:
         net = elasticize(build('timm/resnext'), stages)
         assert list(converted(net)) == expected
     with pytest.raises(ValueError, match='no bottleneck of stride 1'):
-        elasticize(build('timm/resnext'), {4})
+        elasticize(build('timm/resnext'), {5})
 
 
 class Doubled(Bottleneck):
