@@ -204,7 +204,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 class CheckpointMeta:
     """What a net is for; checkpoints carry it."""
 
-    task: str  # imagenet, coco or voc
+    task: str  # such as imagenet, coco or voc
     arch: str
     classes: list[str]
 

@@ -98,11 +98,11 @@ class MultiLabelScores(MultiLabelCounts):
 
     def compute(self) -> dict[str, Any]:
         """Beside the counts' results: mAP in %, recall by size in %, and `classes`, a row of results per class."""
-        precision = average_precision(torch.cat(self.scores), torch.cat(self.labels))
+        of_classes = average_precision(torch.cat(self.scores), torch.cat(self.labels))
         found, present = self.by_size.tolist()
         recalls = {f'recall_{size}': 100 * f / max(p, 1) for size, f, p in zip(SIZES, found, present, strict=True)}
-        mean, absent = 100 * precision.nanmean().nan_to_num().item(), int(precision.isnan().sum())
-        table = {'classes_without_positives': absent, 'classes': self._table(precision)}
+        mean, absent = 100 * of_classes.nanmean().nan_to_num().item(), int(of_classes.isnan().sum())
+        table = {'classes_without_positives': absent, 'classes': self._table(of_classes)}
         return {**super().compute(), 'mAP': mean, **recalls, **table}
 
     def summary(self, results: dict[str, Any]) -> str:

@@ -61,7 +61,7 @@ LAST = 'checkpoint.pth.tar'
 class Recipe:
     """How every net is trained; the training pictures fill a whole number of epochs."""
 
-    updates: int = 1200  # under three minutes where 230 pictures are learned a second
+    updates: int = 1200
     batch_size: int = 32  # also that of the batch norms in the paper's runs
     lr: float = 0.05  # after 400 updates of the base net better than 0.005, and than 0.02 on photos
     momentum: float = 0.9
