@@ -20,7 +20,7 @@ from utils.multilabel import SIZES
 AREA_BOUNDS = 32**2, 96**2  # of pixels, as COCO's evaluation has them: small below the first, large from the second on
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MultiLabelImages(Dataset):
     """Pairs of a transformed image and its 3 x C booleans; in arrays, which forked workers share."""
 

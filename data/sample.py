@@ -33,7 +33,7 @@ from utils.loader import available_cores
 VERSION = 1  # of the generator: raised when the same arguments begin to give other pictures
 PARTS = 'train', 'val'
 OBJECTS = 4, 1, 3, 0, 4, 1, 2, 3, 4, 1, 3, 2, 4, 1, 3, 4, 2, 3, 1, 4  # in one scene after the other, over and over
-at_least_4 = number_type('at_least_4', int, 4, LARGEST)  # scenes, in which every class appears
+at_least_4 = number_type('at_least_4', int, 4, LARGEST)  # scenes: of fewer, a class would be in none
 
 
 def make_parser() -> Parser:

@@ -185,7 +185,7 @@ def undrawn(monkeypatch):
 
 @pytest.fixture(scope='session')
 def undisturbed(tmp_path_factory):
-    """Of a script by its name: the script, and folder and lines of its run that nothing stopped, to be read."""
+    """By a script's name: the script, folder and lines of a run that nothing stopped; shared, so not written to."""
     Undisturbed = namedtuple('Undisturbed', 'train folder lines')
 
     @cache

@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.segmentation import IGNORED, MultiScale
 
 
-def test_table_has_categories_in_the_files_order_and_empty_images(tmp_path, capsys):
+def test_annotations_have_categories_in_the_files_order_and_empty_images(tmp_path, capsys):
     files, present, classes = read_annotations(write_json(tmp_path / 'a.json', annotations()))
     assert classes == ['toothbrush', 'person']
     assert files.tolist() == ['1.jpg', '2.jpg', '7.jpg']

@@ -66,7 +66,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
-    """How the processes of a job meet, one per device; a launcher's --world-size and --rank win."""
+    """How the processes of a job meet, one per device; a launcher's numbers win over --world-size and --rank."""
     add = parser.add_argument_group('one process per GPU').add_argument
     add('--world-size', type=positive_int, default=1, metavar='N', help='number of processes')
     add('--rank', type=nonnegative_int, metavar='N', help='number of this process, from 0')

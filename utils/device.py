@@ -61,7 +61,7 @@ class Compute:
         channels_last: bool = True,
         compile: bool = False,
         loss_scale: float | None = None,  # of fp16; None: as large as it can be
-        all_gpus: bool = True,  # if none is numbered; a process of a job uses one
+        all_gpus: bool = True,  # unless `device` has a number; a process of a job uses one
     ):
         self.device = pick_device(device)
         if self.device == torch.device('cuda') and (is_distributed() or not all_gpus):

@@ -185,10 +185,13 @@ def all_gather_rows(rows: Tensor) -> Tensor:
 
 def all_reduce_mean(values: Iterable[Tensor]) -> None:
     """Replace the values, those that are not counts, by their means over the processes."""
-    for value in values if is_distributed() else ():
-        if value.is_floating_point():
-            distributed.all_reduce(value)
-            value /= world_size()
+    values = [value for value in values if value.is_floating_point()]
+    if is_distributed():
+        means = torch.cat([value.flatten() for value in values])
+        distributed.all_reduce(means)
+        parts = (means / world_size()).split([value.numel() for value in values])
+        for value, part in zip(values, parts, strict=True):
+            value.copy_(part.view_as(value))
 
 
 def all_gather_object(value: Any) -> list[Any]:

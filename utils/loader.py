@@ -25,8 +25,8 @@ def micro_batches(batch_size: int, num_gpus: int | None, devices: int, training:
     """The size of a micro-batch and how many of them make an update, on `devices` devices at once.
 
     The reference trained on 8 GPUs and normalized batches per GPU; the same statistics on fewer devices need
-    micro-batches of the same size: batch_size / k with k = num_gpus / devices, where num_gpus None is as many as there
-    are. Raises UserError when training with numbers that do not divide.
+    micro-batches of the same size: batch_size / k with k = num_gpus / devices, where num_gpus None means `devices`.
+    Raises UserError when training with numbers that do not divide; a test only takes the size.
     """
     num_gpus = num_gpus or devices
     if training and num_gpus % devices:
@@ -85,7 +85,7 @@ class TrainBatchSampler(Sampler):
 
 
 class EvalBatchSampler(Sampler):
-    """Batches of one group of samples after the other, in order; a group is what may share a batch, as of one size.
+    """Batches of one group of samples after the other, in order; only samples of a group, as of one size, share one.
 
     `world` processes share the samples, none twice; each has `common` batches at least.
     """
@@ -165,7 +165,7 @@ class DeviceLoader:
             batches = iter(self.loader)
             workers = multiprocessing.active_children()
             if workers and hasattr(signal, 'SIGCHLD'):
-                # PyTorch's handler would raise the death at any moment, such as while a checkpoint is written.
+                # PyTorch's handler would raise at any moment, as while a checkpoint is written.
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             yield from batches
         except (RuntimeError, EOFError, ConnectionError) as error:  # EOFError: it died handing a batch over

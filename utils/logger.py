@@ -62,7 +62,7 @@ class Reporter:
 class SpeedReporter(Reporter):
     """Also says how many images a second go through all processes, and gives averages over them, as the reference.
 
-    For these averages every process takes part in each line; so a batch that some lack, a test's last, has none.
+    For these averages every process takes part in each line; so none is printed of a test's last batch that some lack.
     """
 
     def due(self, step: int, steps: int, common: int) -> bool:
