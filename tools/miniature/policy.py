@@ -165,6 +165,8 @@ def draw(looks: list[Look]) -> Figure:
         draw_shares(left, nets)
         draw_rises(right, nets)
         left.set(title=f'{data}: share of the larger resolution (%)', xlabel="object's size (pixels)", xscale='log')
+        left.set_xticks([10, 20, 30, 40], ['10', '20', '30', '40'])
+        left.minorticks_off()
         right.set(title=f'{data}: rise of the error without a branch (points)')
         for panel in left, right:
             panel.grid(alpha=0.3)
