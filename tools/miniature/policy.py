@@ -151,8 +151,8 @@ def tables(looks: list[Look]) -> str:
             for branch in BRANCHES:
                 own = [[net['rise'][block['name']][branch][third] for net in nets] for third in THIRDS]
                 rises.append([*place, branch, *map(paired, own)])
-    header = ['data', 'block', 'chooses']
-    first = markdown.table([*header, 'share of the larger (%)', 'correlation with size'], 'lllrr', shares)
+    header = ['data', 'block', 'sizes']
+    first = markdown.table([*header, 'share of full resolution (%)', 'correlation with size'], 'lllrr', shares)
     second = [f'error, {third} (points)' for third in THIRDS]
     return f'{first}\n\n{markdown.table([*header, "without", *second], "llllrrr", rises)}'
 
@@ -164,7 +164,7 @@ def draw(looks: list[Look]) -> Figure:
     for (left, right), (data, nets) in zip(figure.subplots(len(sets), 2, squeeze=False), sets.items(), strict=True):
         draw_shares(left, nets)
         draw_rises(right, nets)
-        left.set(title=f'{data}: share of the larger resolution (%)', xlabel="object's size (pixels)", xscale='log')
+        left.set(title=f'{data}: share of full resolution (%)', xlabel="object's size (pixels)", xscale='log')
         left.set_xticks([10, 20, 30, 40], ['10', '20', '30', '40'])
         left.minorticks_off()
         right.set(title=f'{data}: rise of the error without a branch (points)')

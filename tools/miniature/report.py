@@ -18,11 +18,11 @@ CLAIMS = {
     'depth alone beats it, at equal multiply-accumulates': ('deep-equal-cost', 'base'),
     'scales beat depth alone, at equal multiply-accumulates': ('elastic', 'deep-equal-cost'),
     'scales beat depth alone, at equal parameters, with 10 % fewer multiply-accumulates': ('elastic', 'deep'),
-    'scales help a RegNetY, at equal depth and parameters, with 16 % fewer': ('regnety-elastic', 'regnety'),
+    'scales help a RegNetY, with 16 % fewer multiply-accumulates': ('regnety-elastic', 'regnety'),
 }
 LIMITS = (
-    'Each interval is of 95 %, for other initial values and another order of the same pictures. The third claim is the '
-    'one that the controls are for. Of ten verdicts without any difference one or more are wrong in 40 % of studies.'
+    'Each interval is of 95 %, for other initial values and another order of the same pictures. The third claim is '
+    'what the controls are for. Of ten verdicts without any difference one or more are wrong in up to 40 % of studies.'
 )
 PAIRS = *CLAIMS.values(), ('deep', 'base'), ('deep', 'deep-equal-cost')
 Results = list[dict[str, Any]]  # of each run data, net, seed and every measure, in %
@@ -129,7 +129,7 @@ def draw(results: Results) -> Figure:
         above.set(title=data, ylabel='error (%)', ylim=(0, None))
         draw_panel(below, {f'{net} - {other}': differences(nets, net, other) for net, other in CLAIMS.values()})
         below.axhline(0, color='grey', lw=0.8)
-        below.set(xlabel='objects', ylabel='difference of the errors (points)')
+        below.set(xlabel='objects', ylabel='difference of the errors (points)\nbelow 0: the first net is better')
     return figure
 
 
