@@ -1,8 +1,4 @@
-"""The nets of the paper by name: `classifiers` and `segmenters` are the one list of them for scripts, tests, tables.
-
-Those of other libraries are found among the classifiers, too, but not listed: torchvision/NAME, timm/NAME and, made
-elastic, each with _elastic behind it.
-"""
+"""The nets of the paper by name: `classifiers` and `segmenters` are the one list of them for scripts, tests, tables."""
 
 from collections.abc import Callable
 
@@ -23,7 +19,7 @@ from models.resnext import (
 
 
 class Classifiers(dict[str, Callable[..., nn.Module]]):
-    """Builders by name; one with a slash is looked up in its library. ValueError for a name that is none."""
+    """Builders by name; LIBRARY/NAME is found, too, but not listed. ValueError for a name that is none."""
 
     def __missing__(self, name: str) -> Callable[..., nn.Module]:
         if '/' in name:

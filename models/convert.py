@@ -8,6 +8,8 @@ names or classes, and is tried: without scales it must give what the block gave 
 import copy
 import math
 from collections.abc import Collection
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -62,22 +64,18 @@ def sides_of(net: nn.Module, blocks: dict[str, nn.Module]) -> dict[str, tuple[in
     """Of each block the side of the maps that it takes and gives, for a picture of PROBE pixels."""
     sides = {}
 
-    def note(name: str, inputs: tuple, output: Tensor) -> None:
+    def note(name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
         if not isinstance(inputs[0], Tensor) or not isinstance(output, Tensor):
             raise ValueError(f'{name} of {type(net).__name__} takes or gives more than one map')
         sides[name] = inputs[0].shape[-1], output.shape[-1]
 
-    handles = [
-        block.register_forward_hook(lambda module, inputs, output, name=name: note(name, inputs, output))
-        for name, block in blocks.items()
-    ]
-    try:
-        forward_on_meta(net, (PROBE, PROBE))
-    except Exception as error:  # whatever a net raises that takes other pictures
-        raise ValueError(f'{type(net).__name__} does not fit: {error}') from error
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for name, block in blocks.items():
+            hooks.enter_context(block.register_forward_hook(partial(note, name)))
+        try:
+            forward_on_meta(net, torch.empty(2, 3, PROBE, PROBE, device='meta'))
+        except Exception as error:  # whatever a net raises that takes other pictures
+            raise ValueError(f'{type(net).__name__} does not fit: {error}') from error
     return sides
 
 
@@ -104,7 +102,7 @@ def parts_of(block: nn.Module) -> Parts:
         raise ValueError('its convolutions have several widths, or its gate is not made of two')
     gate, shortcut = (modules[next(iter(names))] if names else None for names in (gates, shortcuts))
     inner = gate is not None and list(modules).index(next(iter(gates))) < list(modules).index(chosen[2])
-    return Parts([convs[name] for name in chosen], norms, gate, inner, shortcut)
+    return [convs[name] for name in chosen], norms, gate, inner, shortcut
 
 
 def convert(block: nn.Module, scales: bool, ungrouped: bool) -> ConvertedBottleneck:
@@ -112,15 +110,15 @@ def convert(block: nn.Module, scales: bool, ungrouped: bool) -> ConvertedBottlen
 
     It is tried with other weights, because its own may hide what it computes: many a norm begins at zero.
     """
-    own = parts_of(block)
-    if own.convs[1].groups == 1 and not ungrouped:
+    (_, middle, _), *_ = own = parts_of(block)
+    if middle.groups == 1 and not ungrouped:
         raise ValueError('to cut its 3x3 convolution of one group (ungrouped=True) would change the net')
     whole, random = copy.deepcopy(block).to_empty(device='cpu').double().eval(), torch.Generator().manual_seed(0)
     for tensor in whole.state_dict().values():
         values = torch.rand(tensor.shape, generator=random, device='cpu')
         tensor.copy_(0.2 * values - 0.1 if tensor.dim() > 1 else values + 0.5)
-    parts = parts_of(whole)
-    (a, b, _), cut = parts.convs, ConvertedBottleneck(parts, elastic=False)
+    (a, b, _), *_ = parts = parts_of(whole)
+    cut = ConvertedBottleneck(parts, elastic=False)
     if b.groups == 1:  # without what the cut leaves out
         width = cut.conv1.out_channels
         b.weight.data[:width, width:] = b.weight.data[width:, :width] = 0

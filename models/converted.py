@@ -1,22 +1,13 @@
 """The block that models/convert.py makes of a bottleneck of another library."""
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.elastic import TwoBranchBottleneck, down, up
 
-
-class Parts(NamedTuple):
-    """What a block holds: convs A, B and C, the norm behind each, the gate, and the shortcut where it has weights."""
-
-    convs: list[nn.Conv2d]
-    norms: list[nn.BatchNorm2d]
-    gate: nn.Module | None
-    gate_is_inner: bool  # before C
-    shortcut: nn.Module | None
+# What a block holds: convs A, B and C, the norm behind each, the gate, whether that is before C, and the shortcut.
+Parts = tuple[list[nn.Conv2d], list[nn.BatchNorm2d], nn.Module | None, bool, nn.Module | None]
 
 
 class ConvertedBottleneck(TwoBranchBottleneck):
@@ -27,7 +18,7 @@ class ConvertedBottleneck(TwoBranchBottleneck):
     """
 
     def __init__(self, parts: Parts, elastic: bool):
-        (a, b, c), (norm_a, norm_b, norm_c) = parts.convs, parts.norms
+        (a, b, c), (norm_a, norm_b, norm_c), gate, gate_is_inner, shortcut = parts
         axes = {'dilation': b.dilation[0], 'elastic': elastic}
         with torch.device('meta'):
             super().__init__(a.in_channels, a.out_channels, c.out_channels, max(b.groups, 2), **axes)
@@ -46,8 +37,7 @@ class ConvertedBottleneck(TwoBranchBottleneck):
             half.requires_grad_(module.weight.requires_grad)
             if isinstance(half, nn.BatchNorm2d):
                 half.eps, half.momentum = module.eps, module.momentum
-        self.bn3, self.se, self.downsample = norm_c, parts.gate, parts.shortcut
-        self.gate_is_inner = parts.gate_is_inner
+        self.bn3, self.se, self.gate_is_inner, self.downsample = norm_c, gate, gate_is_inner, shortcut
 
     def branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the block sums: N x in x H x W -> two times N x out x H x W."""

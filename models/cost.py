@@ -3,11 +3,9 @@
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
-
-IMAGES = 2  # because BatchNorm in training mode refuses a single value per channel
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -23,14 +21,16 @@ def count_macs(model: nn.Module | Callable[[], nn.Module], size: int | tuple[int
     """
     with torch.device('meta'):
         net = model if isinstance(model, nn.Module) else model()
+        # Two images, because BatchNorm in training mode refuses a single value per channel.
+        images = torch.empty(2, 3, *((size, size) if isinstance(size, int) else size))
     with FlopCounterMode(display=False) as counter:
-        forward_on_meta(net, (size, size) if isinstance(size, int) else size)
-    return counter.get_total_flops() // 2 // IMAGES  # a multiply-accumulate is two operations
+        forward_on_meta(net, images)
+    return counter.get_total_flops() // 2 // len(images)  # a multiply-accumulate is two operations
 
 
 @torch.no_grad()
-def forward_on_meta(net: nn.Module, size: tuple[int, int]) -> None:
-    """Run the net on IMAGES empty images of H x W with stand-ins for its tensors: shapes alone are worked out."""
+def forward_on_meta(net: nn.Module, images: Tensor) -> None:
+    """Run the net on empty images N x 3 x H x W with stand-ins for its tensors: shapes alone are worked out."""
     tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    images = torch.empty(IMAGES, 3, *size, device='meta', dtype=next(net.parameters(), torch.empty(0)).dtype)
+    images = images.to(next(net.parameters(), images).dtype)
     functional_call(net, {name: value.to('meta') for name, value in tensors.items()}, (images,))

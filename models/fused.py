@@ -166,10 +166,6 @@ def _fuse_children(module: nn.Module) -> nn.Module:
     return module
 
 
-def _fuse_converted(block: ConvertedBottleneck) -> nn.Module:
-    return _fuse_children(block) if block.gate_is_inner else ResidualBlock(block, block.se)
-
-
 def _fuse_sequence(module: nn.Sequential) -> nn.Module:
     if type(module).forward is not nn.Sequential.forward:
         return _fuse_children(module)
@@ -215,7 +211,7 @@ RULES: dict[type[nn.Module], Callable[..., nn.Module]] = {
     nn.Sequential: _fuse_sequence,
     resnext.Trunk: _fuse_trunk,
     resnext.Bottleneck: lambda block: ResidualBlock(block, block.selayer),
-    ConvertedBottleneck: _fuse_converted,
+    ConvertedBottleneck: lambda block: _fuse_children(block) if block.gate_is_inner else ResidualBlock(block, block.se),
     dla.Bottleneck: partial(bottleneck_branches, relu=True),
     dla.Root: DLARoot,
     densenet.DenseLayer: DenseLayer,

@@ -9,14 +9,12 @@ from torch import Tensor, nn
 
 from models.convert import elasticize
 
-SUFFIX = '_elastic'
-
 
 @cache
 def library_builder(name: str) -> Callable[..., nn.Module]:
     """The builder of LIBRARY/NAME or LIBRARY/NAME_elastic; ValueError if there is no such library or net."""
     library, _, net = name.partition('/')
-    plain = net.removesuffix(SUFFIX)
+    plain = net.removesuffix('_elastic')
     if library not in ('torchvision', 'timm'):
         raise ValueError(f'there is no classifier {name}')
     try:
@@ -58,9 +56,7 @@ def build(
 
 def heads_of(net: nn.Module) -> tuple[str, ...]:
     """The names of the layers that give the scores: timm tells them, torchvision's is the last."""
-    if hasattr(net, 'get_classifier'):
-        found = net.get_classifier()
-        heads = list(found) if isinstance(found, tuple | list) else [found]
-    else:
-        heads = [layer for layer in net.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1:]
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    found = net.get_classifier() if hasattr(net, 'get_classifier') else layers[-1]
+    heads = found if isinstance(found, tuple | list) else [found]
     return tuple(name for name, module in net.named_modules() if any(module is head for head in heads))

@@ -110,10 +110,10 @@ def add_device_argument(add: Callable[..., argparse.Action]) -> None:
     add('--device', choices=['auto', 'cuda', 'mps', 'cpu'], default='auto', help='auto: the first of them there is')
 
 
-def classifier(name: str) -> str:
-    """The name of a classifier of models/ or of a library."""
+def classifier(name: str, registry: models.Classifiers = models.classifiers) -> str:
+    """The name of a net of the registry, or of a library's classifier."""
     try:
-        models.classifiers[name]
+        registry[name]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return name

@@ -19,6 +19,7 @@ batch norms cannot be trained on a single image, they are frozen.
 
 import json
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def make_parser() -> Parser:
     parser.add_argument('--rounds', type=positive_int, default=7, metavar='N', help='measurements of each way')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the numbers too')
     add = parser.add_argument_group('nets').add_argument
-    add('--nets', nargs='+', type=net, default=['resnext50_elastic'], metavar='NET',
+    add('--nets', nargs='+', type=partial(classifier, registry=NETS), default=['resnext50_elastic'], metavar='NET',
         help=f'{", ".join(NETS)}; torchvision/NAME or timm/NAME, with _elastic behind it')  # fmt: skip
     add('--rivals', nargs='*', choices=list(RIVALS), default=['resnext50_32x4d'], metavar='NAME',
         help=f"torchvision's nets beside them: {', '.join(RIVALS)}")  # fmt: skip
@@ -58,11 +59,6 @@ def make_parser() -> Parser:
     add('--pictures', type=positive_int, default=48, metavar='N', help='different pictures')
     add('--images', type=positive_int, default=512, metavar='N', help='loaded per round: the pictures in turn')
     return parser
-
-
-def net(name: str) -> str:
-    """The name of a net of ours, or of a library's classifier."""
-    return name if name in NETS else classifier(name)
 
 
 def main(args: Namespace) -> None:

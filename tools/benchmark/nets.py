@@ -29,14 +29,10 @@ MATRIX_SIDE = 2048  # on a CPU; a GPU needs a larger product to be busy
 ROUND = 20, 1.0  # on a GPU: steps, or seconds if they come first
 Build = Callable[[], nn.Module]
 
-NETS: dict[str, Build] = {
-    **models.classifiers,
-    **{f'{name}/segmenter': build for name, build in models.segmenters.items()},
-    **{
-        f'{name}/segmenter/recomputed': partial(build, checkpoint_activations=True)
-        for name, build in models.segmenters.items()
-    },
-}
+NETS = models.Classifiers(models.classifiers)
+for name, build in models.segmenters.items():
+    NETS[f'{name}/segmenter'] = build
+    NETS[f'{name}/segmenter/recomputed'] = partial(build, checkpoint_activations=True)
 RIVALS: dict[str, Build] = {
     name: getattr(torchvision_models, name) for name in ('resnext50_32x4d', 'resnext101_32x8d', 'densenet201')
 }
@@ -83,7 +79,7 @@ def ways_of(nets: list[str], rivals: list[str], amps: list[str], compiled: bool)
     kinds = list(product(amps, (False, True)[: 1 + compiled]))
     ways = []
     for net in nets:
-        build = NETS.get(net) or models.classifiers[net]  # of a library
+        build = NETS[net]
         ways += [Way(net, build, reference=True), *(Way(net, build, *kind) for kind in kinds)]
     return ways + [Way(net, RIVALS[net], *kind, ours=False) for net in rivals for kind in kinds]
 
