@@ -29,10 +29,14 @@ MATRIX_SIDE = 2048  # on a CPU; a GPU needs a larger product to be busy
 ROUND = 20, 1.0  # on a GPU: steps, or seconds if they come first
 Build = Callable[[], nn.Module]
 
-NETS = models.Classifiers(models.classifiers)
-for name, build in models.segmenters.items():
-    NETS[f'{name}/segmenter'] = build
-    NETS[f'{name}/segmenter/recomputed'] = partial(build, checkpoint_activations=True)
+NETS = models.Classifiers(
+    models.classifiers
+    | {f'{name}/segmenter': build for name, build in models.segmenters.items()}
+    | {
+        f'{name}/segmenter/recomputed': partial(build, checkpoint_activations=True)
+        for name, build in models.segmenters.items()
+    }
+)
 RIVALS: dict[str, Build] = {
     name: getattr(torchvision_models, name) for name in ('resnext50_32x4d', 'resnext101_32x8d', 'densenet201')
 }
