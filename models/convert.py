@@ -110,15 +110,16 @@ def convert(block: nn.Module, scales: bool, ungrouped: bool) -> ConvertedBottlen
 
     It is tried with other weights, because its own may hide what it computes: many a norm begins at zero.
     """
-    (_, middle, _), *_ = own = parts_of(block)
-    if middle.groups == 1 and not ungrouped:
+    own = parts_of(block)
+    convs = own[0]
+    if convs[1].groups == 1 and not ungrouped:
         raise ValueError('to cut its 3x3 convolution of one group (ungrouped=True) would change the net')
     whole, random = copy.deepcopy(block).to_empty(device='cpu').double().eval(), torch.Generator().manual_seed(0)
     for tensor in whole.state_dict().values():
         values = torch.rand(tensor.shape, generator=random, device='cpu')
         tensor.copy_(0.2 * values - 0.1 if tensor.dim() > 1 else values + 0.5)
-    (a, b, _), *_ = parts = parts_of(whole)
-    cut = ConvertedBottleneck(parts, elastic=False)
+    parts = parts_of(whole)
+    (a, b, _), cut = parts[0], ConvertedBottleneck(parts, elastic=False)
     if b.groups == 1:  # without what the cut leaves out
         width = cut.conv1.out_channels
         b.weight.data[:width, width:] = b.weight.data[width:, :width] = 0

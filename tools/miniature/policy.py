@@ -6,8 +6,8 @@ what it told of one picture apart from the others.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from models.elastic import TwoBranchBottleneck
 from tools import markdown
@@ -106,29 +107,21 @@ def mean_contributions(net: nn.Module, loader: DeviceLoader) -> dict[str, Tensor
     }
     sums, count = dict.fromkeys(convs, 0.0), 0
 
-    def add(path: str, output: Tensor) -> None:
+    def add(path: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
         sums[path] += output.sum(0, dtype=torch.float64)
 
-    handles = [
-        conv.register_forward_hook(lambda module, inputs, output, path=path: add(path, output))
-        for path, conv in convs.items()
-    ]
-    for images, _ in loader:
-        net(images)
-        count += len(images)
-    for handle in handles:
-        handle.remove()
+    with ExitStack() as hooks:
+        for path, conv in convs.items():
+            hooks.enter_context(conv.register_forward_hook(partial(add, path)))
+        for images, _ in loader:
+            net(images)
+            count += len(images)
     return {path: total / count for path, total in sums.items()}
 
 
-@contextmanager
-def replaced(module: nn.Module, output: Tensor) -> Iterator[None]:
-    """Within, the module gives this output, C x H x W, for every picture."""
-    handle = module.register_forward_hook(lambda module, inputs, own: output.to(own).expand_as(own))
-    try:
-        yield
-    finally:
-        handle.remove()
+def replaced(module: nn.Module, output: Tensor) -> RemovableHandle:
+    """Context in which the module gives this output, C x H x W, for every picture."""
+    return module.register_forward_hook(lambda module, inputs, own: output.to(own).expand_as(own))
 
 
 def by_data(looks: list[Look]) -> dict[str, list[Look]]:
