@@ -9,7 +9,7 @@ Which scale matters is learned, block by block, at no extra parameter and with f
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch.nn.functional as F
@@ -148,13 +148,11 @@ def capture_branches(net: nn.Module, watch: Watch) -> Iterator[None]:
     """
     if net.training:
         raise ValueError('a net in training cannot be observed')
-    blocks = [(name, block) for name, block in net.named_modules() if isinstance(block, TwoBranch)]
-    handles = [block.register_forward_hook(partial(_show, watch, name)) for name, block in blocks]
-    try:
+    with ExitStack() as hooks:
+        for name, block in net.named_modules():
+            if isinstance(block, TwoBranch):
+                hooks.enter_context(block.register_forward_hook(partial(_show, watch, name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _show(watch: Watch, name: str, block: TwoBranch, inputs: tuple[Tensor, ...], output: Tensor) -> None:
