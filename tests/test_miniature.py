@@ -310,4 +310,4 @@ def test_policies_over_the_size(looked, monkeypatch):
     assert first[2].startswith('| shapes | layer1.0 | XL or L | ') and '+1.00 (+1.00 to +1.00), 0 -, 3 +' in first[2]
     assert len(first) == 2 + 6 and len(second) == 2 + 12
     left, right = policy.draw(looks).axes
-    assert len(left.lines) == 6 and len(right.containers) == 6
+    assert len(left.containers) == 6 and len(right.containers) == 6

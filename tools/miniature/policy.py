@@ -163,19 +163,21 @@ def draw(looks: list[Look]) -> Figure:
         right.set(title=f'{data}: rise of the error without a branch (points)')
         for panel in left, right:
             panel.grid(alpha=0.3)
-            panel.legend(fontsize=7, frameon=False)
+            panel.legend(fontsize=7)
     return figure
 
 
 def draw_shares(panel: Axes, nets: list[Look]) -> None:
     """A line per block, the mean over nets, with its interval."""
-    sizes = nets[0]['sizes']
-    for number, block in enumerate(nets[0]['blocks']):
+    sizes, blocks = np.array(nets[0]['sizes']), nets[0]['blocks']
+    for number, block in enumerate(blocks):
         of_bins = list(zip(*(net['blocks'][number]['share'] for net in nets), strict=True))
-        low, high = 100 * np.array([interval(values) for values in of_bins]).T
+        middles = np.array([100 * mean(values) for values in of_bins])
+        reach = np.array([100 * interval(values)[1] for values in of_bins]) - middles
+        places = sizes * 1.01 ** (number - (len(blocks) - 1) / 2)  # so that intervals stand side by side
+        style = {'fmt': '.-', 'lw': 1, 'elinewidth': 0.8, 'capsize': 2, 'color': f'C{number}'}
         label = f'{block["name"]}, {" or ".join(block["sizes"])}'
-        panel.plot(sizes, [100 * mean(values) for values in of_bins], '.-', color=f'C{number}', label=label)
-        panel.fill_between(sizes, low, high, color=f'C{number}', alpha=0.15, lw=0)
+        panel.errorbar(places, middles, reach, **style, label=label)
 
 
 def draw_rises(panel: Axes, nets: list[Look]) -> None:
