@@ -169,26 +169,28 @@ def _fuse_children(module: nn.Module) -> nn.Module:
 def _fuse_sequence(module: nn.Sequential) -> nn.Module:
     if type(module).forward is not nn.Sequential.forward:
         return _fuse_children(module)
-    layers, result = [fuse(child) for child in module], []
-    for layer in layers:
-        if result and may_fold(result[-1], layer):
-            result[-1] = Conv(result[-1], layer)
-        elif isinstance(layer, nn.ReLU) and result and isinstance(result[-1], Conv):
-            result[-1].relu = True
-        elif result and may_pool_first(result[-1], layer):
-            result.insert(-1, layer)  # the mean of linear maps is the map of the mean, at a quarter of the work
+    last = before = None  # the layer before, and its place; all keep their names, by which a net may call one
+    for place, layer in enumerate(map(fuse, module)):
+        module[place] = layer
+        if may_fold(before, layer):
+            before = Conv(before, layer)
+            module[last], module[place] = before, nn.Identity()
+        elif isinstance(layer, nn.ReLU) and isinstance(before, Conv):
+            before.relu, module[place] = True, nn.Identity()
+        elif may_pool_first(before, layer):  # the mean of linear maps is the map of the mean, at a quarter of the work
+            module[last], module[place], last = layer, before, place
         else:
-            result.append(layer)
-    return nn.Sequential(*result)
+            last, before = place, layer
+    return module
 
 
-def may_fold(conv: nn.Module, norm: nn.Module) -> bool:
+def may_fold(conv: nn.Module | None, norm: nn.Module) -> bool:
     """Whether they are a convolution and a norm as Conv computes them; other libraries have others of their own."""
     is_plain = type(conv) is nn.Conv2d and conv.padding_mode == 'zeros'
     return is_plain and type(norm) in NORMS and norm.affine and norm.track_running_stats
 
 
-def may_pool_first(conv: nn.Module, pool: nn.Module) -> bool:
+def may_pool_first(conv: nn.Module | None, pool: nn.Module) -> bool:
     """Whether they are a convolution of single pixels and a mean of them, which give the same in the other order."""
     is_of_pixels = type(conv) is nn.Conv2d and (conv.kernel_size, conv.stride, conv.padding) == ((1, 1), (1, 1), (0, 0))
     return is_of_pixels and type(pool) is nn.AvgPool2d and pool.padding == 0 and pool.divisor_override is None
