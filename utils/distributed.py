@@ -186,8 +186,8 @@ def all_gather_rows(rows: Tensor) -> Tensor:
 def all_reduce_mean(values: Iterable[Tensor]) -> None:
     """Replace the values, those that are not counts, by their means over the processes."""
     values = [value for value in values if value.is_floating_point()]
-    if is_distributed():
-        means = torch.cat([value.flatten() for value in values])
+    if is_distributed() and values:
+        means = torch.cat([value.flatten().double() for value in values])  # so that the mean of equal ones is the same
         distributed.all_reduce(means)
         parts = (means / world_size()).split([value.numel() for value in values])
         for value, part in zip(values, parts, strict=True):
