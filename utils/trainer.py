@@ -201,6 +201,7 @@ class Trainer:
                     metrics = run.resumed_metrics(train_metrics(compute.device))
                     results = {'train': train_epoch(training_step, schedule, train_loader, metrics, run, stop)}
                     if val_set is not None:
+                        run.save(self.names.last)  # whatever goes wrong in the test
                         results['val'] = self._test(evaluator, val_loader, val_metrics, stop)
                     run.finish_epoch(schedule(run.epoch + (run.step - 1) / run.step), **results)
 
