@@ -14,12 +14,13 @@ from models.norm import batch_norms
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Inside, BatchNorms in training mode normalize as ever, but leave their running statistics alone.
 
-    Not by track_running_stats = False: autograd would then save other tensors than in the first pass.
+    Not by track_running_stats = False: autograd would then save other tensors than in the first pass. SyncBatchNorm
+    refuses to go without a count.
     """
-    norms = list(batch_norms(module))
+    norms = [norm for norm in batch_norms(module) if norm.track_running_stats]
     states = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
     try:
         yield
     finally:

@@ -77,7 +77,7 @@ def test_exit_status_and_errors_in_one_line(tmp_path, capsys, monkeypatch):
     assert script.error(capsys).startswith('error: no GPU of NVIDIA here')
     for name, value in ('is_available', True), ('current_device', 0):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-    assert 'no such check; there are golden' in script.error(capsys, '--only', 'nothing')
+    assert 'no such check; there are no waits in' in script.error(capsys, '--only', 'nothing')
     monkeypatch.setattr(tool, 'check', lambda *_, **__: True)
     script()
     monkeypatch.setattr(tool, 'check', lambda *_, **__: False)

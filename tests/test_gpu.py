@@ -11,7 +11,9 @@ from torch._subclasses import FakeTensorMode
 
 from data.voc import CLASSES
 from models.deeplab import DeepLab
+from models.recompute import frozen_statistics
 from tests.conftest import TinyNet
+from tools.check_gpu.ways import fused_sgd_is_plain
 from utils import loader as data
 from utils.device import Compute
 from utils.metrics import TopKError
@@ -33,7 +35,8 @@ def test_segmenters_resize_in_float32(monkeypatch):
 
 
 def test_outputs_and_losses_are_float32_whatever_the_net_computes_in():
-    training_step = TrainingStep(TinyNet(3), F.cross_entropy, Compute('cpu', 'bf16'), None)
+    net = TinyNet(3)
+    training_step = TrainingStep(net, F.cross_entropy, Compute('cpu', 'bf16'), torch.optim.SGD(net.parameters()))
     outputs, loss = training_step.forward(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
     assert outputs.dtype == loss.dtype == torch.float32
 
@@ -65,6 +68,7 @@ def test_a_numbered_gpu_is_the_current_one_and_float32_is_what_was_asked_for(mon
         assert (part.fp32_precision == 'tf32') is tf32
     torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))  # which looks at the older names
     assert Compute('cuda', amp).devices == 2
+    assert not torch.backends.cudnn.benchmark  # what DataParallel's threads have found ends with them
 
 
 @pytest.mark.parametrize('device, layout', [('cpu', 'contiguous'), ('cuda', 'channels-last')])
@@ -91,9 +95,24 @@ def test_processes_of_a_machine_share_its_cores(monkeypatch, processes, asked, w
 
 def test_processes_exchange_gradients_once_per_update(monkeypatch):
     monkeypatch.setattr('utils.step.world_size', lambda: 2)
-    training_step = TrainingStep(TinyNet(3), None, Compute('cpu'), None, accum_steps=3)
+    net = TinyNet(3)
+    training_step = TrainingStep(net, None, Compute('cpu'), torch.optim.SGD(net.parameters()), accum_steps=3)
     training_step.runner = SimpleNamespace(no_sync=lambda: 'not exchanged')
     assert [training_step.no_sync(step) == 'not exchanged' for step in range(6)] == [True, True, False] * 2
+
+
+def test_a_first_update_that_overflows_leaves_no_trace(request):
+    """What PyTorch's fused SGD does not fill is no number here, where on GPUs it is whatever was in memory."""
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
+    torch.use_deterministic_algorithms(True)
+    assert fused_sgd_is_plain(torch.device('cpu')).holds
+
+
+def test_recomputation_goes_with_synchronized_batch_norms():
+    with FakeTensorMode(), GPU:
+        norm = torch.nn.SyncBatchNorm(3)
+        with frozen_statistics(norm):
+            norm(torch.zeros(2, 3, 4, 4))
 
 
 def test_no_metric_waits_for_a_batch(monkeypatch):

@@ -160,7 +160,7 @@ def test_docker_classify_as_one_process_uses_one_gpu_and_classify_all(folder, ti
     """With GPUs that are only counted: what they would be used for is seen before the net is placed."""
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
     monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
-    monkeypatch.setattr(compute, 'set_up_gpu', lambda device, tf32: None)
+    monkeypatch.setattr(compute, 'set_up_gpu', lambda device, tf32, search: None)
     cut = Mock(side_effect=UserError('seen'))
     monkeypatch.setattr(trainer, 'micro_batches', cut)
     for name in 'classify', 'docker_classify':

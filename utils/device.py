@@ -72,7 +72,8 @@ class Compute:
             raise UserError('--amp tf32 needs a GPU of NVIDIA: use --amp bf16 or --amp off')
         self.dtype = DTYPES[amp]
         if self.device.type == 'cuda':
-            set_up_gpu(self.device, tf32=amp == 'tf32')
+            # DataParallel's threads are new at each call, and know nothing of what cuDNN has found in others.
+            set_up_gpu(self.device, tf32=amp == 'tf32', search=self.devices == 1)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.compile, self.loss_scale = compile, loss_scale
 
@@ -134,12 +135,12 @@ class Compute:
         return f'{count}{self.name}, {str(self.dtype).removeprefix("torch.")}, {layout}' + ', compiled' * self.compile
 
 
-def set_up_gpu(device: torch.device, tf32: bool) -> None:
-    """Make a numbered GPU the current one, let cuDNN choose its fastest algorithms, as the reference did, and decide
-    for convolutions and matrix products alike whether float32 may be rounded to TF32, which no card of 2019 did."""
+def set_up_gpu(device: torch.device, tf32: bool, search: bool) -> None:
+    """Make a numbered GPU the current one, let cuDNN `search` for its fastest algorithms, as the reference did, and
+    decide for convolutions and products alike whether float32 may be rounded to TF32, which no card of 2019 did."""
     if device.index is not None:
         torch.cuda.set_device(device)
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = search
     # Not by fp32_precision, the newer name: torch.export looks at this one, and after the other would find an error.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 

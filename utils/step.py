@@ -24,6 +24,12 @@ class TrainingStep:
         self.accum_steps = accum_steps
         self.runner = compute.runner(model, train=True)  # the net as it is called: compiled, over several devices
         self.scaler = compute.scaler()
+        for group in optimizer.param_groups:
+            for parameter in group['params']:
+                # Momentum begins at zero, not at whatever is in memory: where the very first gradients are not finite,
+                # as in fp16 they often are not, PyTorch's fused SGD makes the buffers and does not fill them.
+                if group.get('momentum') and parameter.requires_grad:
+                    optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
 
     def __call__(self, step: int, images: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
         """Add the gradients of the epoch's micro-batch numbered `step`; its outputs, detached, and mean loss."""

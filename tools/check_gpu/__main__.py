@@ -31,27 +31,8 @@ Check = Callable[[torch.device], Result]
 Row = dict[str, Any]
 SHORT = 'falls short'
 
+# First what no CPU can tell, last what takes longest.
 CHECKS: dict[str, Check] = {
-    **{f'golden {net}, float64': partial(numbers.golden_in_float64, net=net) for net in numbers.FAMILIES},
-    **{f'golden {net}, float32 and bf16': partial(numbers.golden_in_less, net=net) for net in numbers.FAMILIES},
-    **{f'trained as the reference, {name}': partial(numbers.trajectory, name=name) for name in numbers.TRAININGS},
-    'float32 is IEEE float32': ways.float32_is_ieee,
-    '--amp tf32 is TF32': ways.tf32_is_tf32,
-    'segmenters resize in float32': ways.segmenters_resize_in_float32,
-    "Elastic's up adds well enough in bf16": ways.up_may_add_in_bf16,
-    'transposed convs add in float32': ways.transposed_convs_add_in_float32,
-    'nets cast by themselves in threads': ways.nets_cast_in_threads,
-    'DataParallel': ways.data_parallel,
-    'the GPU of a number is the current one': ways.current_device,
-    'cuDNN chooses its algorithms': ways.cudnn_chooses,
-    'fused = plain': partial(ways.tests_alike, net='dla_elastic'),
-    'fused and compiled = plain': partial(ways.tests_alike, net='resnext', compile=True),
-    'compiled = eager, training': partial(ways.trains_alike, net='resnext', bound=1e-2, compile=True),
-    'channels-last = contiguous': partial(ways.trains_alike, net='resnext', bound=1e-2, channels_last=False),
-    'recomputed = kept, deeplab': partial(ways.trains_alike, net='deeplab', bound=1e-4, recomputed=True),
-    'recomputed = kept, densenet': partial(ways.trains_alike, net='densenet_elastic', bound=1e-4, recomputed=True),
-    'fused SGD = plain': ways.fused_sgd_is_plain,
-    'a killed run goes on': numbers.goes_on_after_a_kill,
     **{f'no waits in training, {task}': partial(waits.training_does_not_wait, task=task) for task in waits.TASKS},
     'no waits in training, bf16': partial(waits.training_does_not_wait, task='voc', amp='bf16'),
     'no waits in training, fp16': partial(waits.training_does_not_wait, task='imagenet', amp='fp16'),
@@ -60,8 +41,28 @@ CHECKS: dict[str, Check] = {
     'masks are written late and whole': waits.masks_come_late_and_whole,
     'two processes': processes.two_processes,
     'a dead process ends the other': processes.a_dead_peer_ends_the_other,
+    'nets cast by themselves in threads': ways.nets_cast_in_threads,
+    'DataParallel': ways.data_parallel,
+    'the GPU of a number is the current one': ways.current_device,
+    'cuDNN chooses its algorithms': ways.cudnn_chooses,
+    'float32 is IEEE float32': ways.float32_is_ieee,
+    '--amp tf32 is TF32': ways.tf32_is_tf32,
+    'segmenters resize in float32': ways.segmenters_resize_in_float32,
+    "Elastic's up adds well enough in bf16": ways.up_may_add_in_bf16,
+    'transposed convs add in float32': ways.transposed_convs_add_in_float32,
+    'fused = plain': partial(ways.tests_alike, net='dla_elastic'),
+    'fused and compiled = plain': partial(ways.tests_alike, net='resnext', compile=True),
+    'compiled = eager, training': partial(ways.trains_alike, net='resnext', compile=True),
+    'channels-last = contiguous': partial(ways.trains_alike, net='resnext', channels_last=False),
+    'recomputed = kept, deeplab': partial(ways.recomputes_alike, net='deeplab'),
+    'recomputed = kept, densenet': partial(ways.recomputes_alike, net='densenet_elastic'),
+    'fused SGD = plain': ways.fused_sgd_is_plain,
+    'a killed run goes on': numbers.goes_on_after_a_kill,
     'memory of segmentation, 16 x 513 x 513': cost.segmentation_memory,
     '... in bf16': partial(cost.segmentation_memory, amp='bf16'),
+    **{f'trained as the reference, {name}': partial(numbers.trajectory, name=name) for name in numbers.TRAININGS},
+    **{f'golden {net}, float32 and bf16': partial(numbers.golden_in_less, net=net) for net in numbers.FAMILIES},
+    **{f'golden {net}, float64': partial(numbers.golden_in_float64, net=net) for net in numbers.FAMILIES},
 }
 
 
@@ -108,14 +109,14 @@ def check(checks: dict[str, Check], device: torch.device, out: Path, with_rates:
     for name, function in checks.items():
         rows.append(do(name, function, device))
         say('| {name} | {status} | {measured} | {bound} | {seconds} |'.format(**rows[-1]))
-    write(out, device, lines, checks=rows)  # should a net be too large for what follows
+        write(out, device, lines, checks=rows)  # should it be cut off
     if with_rates:
         say(f'\n| compiled, bf16, {cost.BATCH} at once | | images/s (range) | of a matrix product |')
         say('| --- | --- | ---: | ---: |')
         for row in cost.rates(device):
             rates.append(row)
             say(f'| {row["name"]} | {row["work"]} | {in_words(row, 0)} | {row["of_matrix_product"]:.0%} |')
-        write(out, device, lines, checks=rows, rates=rates)
+            write(out, device, lines, checks=rows, rates=rates)
     return all(row['status'] != SHORT for row in rows)
 
 

@@ -74,8 +74,10 @@ def noise_set(task: str, count: int, side: int) -> Samples:
 
 
 def compute_of(device: torch.device, amp: str = 'off', **options) -> Compute:
-    """The one device that is checked."""
-    return Compute(str(device), amp, all_gpus=False, **options)
+    """The one device that is checked; to search for algorithms would take longer than these few steps."""
+    compute = Compute(str(device), amp, all_gpus=False, **options)
+    torch.backends.cudnn.benchmark = False
+    return compute
 
 
 def training_step_of(

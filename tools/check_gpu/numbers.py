@@ -139,9 +139,10 @@ def goes_on_after_a_kill(device: torch.device) -> Result:
         resumed = trained(device, Path(folder, 'killed'))
     if (saved.epoch, saved.position['step']) != (1, 1):
         return Result(False, f'saved at epoch {saved.epoch}, {saved.position}', 'saved at epoch 1, step 1')
-    # Two runs on a GPU can agree to the bit by chance, where another order of additions would be as right.
+    # Two runs on a GPU can agree to the bit by chance, where another order of additions would be as right: once that
+    # turns a ReLU they are up to 4e-3 apart. A run resumed without momentum or statistics is 6e-2 off.
     agreed = distance(other, one)
-    return at_most(max(4 * agreed, 1e-5), {f'state; two whole runs {agreed:.1e}': distance(resumed, one)})
+    return at_most(max(4 * agreed, 1e-2), {f'state; two whole runs {agreed:.1e}': distance(resumed, one)})
 
 
 def trained(device: torch.device, folder: Path, kill_at: int = 0) -> list[Tensor]:

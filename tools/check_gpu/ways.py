@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.deeplab import DeepLab
 from models.dla_up import bilinear_up
@@ -30,35 +30,46 @@ def tests_alike(device: torch.device, net: str, **way) -> Result:
     return at_most(1e-4, {'outputs': distance(found, expected)})
 
 
-def trains_alike(device: torch.device, net: str, bound: float, recomputed: bool = False, **way) -> Result:
-    """A training step run such a way against the plain one. `bound` is of gradients: with batch statistics of so few
-    images another order of additions can change a thousandth of them."""
-    found, expected = trained(device, net, recomputed, **way), trained(device, net, False)
+def trains_alike(device: torch.device, net: str, **way) -> Result:
+    """A training step run such a way against the plain one. Gradients have a bound of their own: with batch statistics
+    of so few images another order of additions can change a thousandth of them."""
+    found, expected = trained(device, filled(net, 9), **way), trained(device, filled(net, 9))
     errors = {name: distance(found[name], expected[name]) for name in expected}
-    gradients, others = at_most(bound, {'gradients': errors.pop('gradients')}), at_most(1e-4, errors)
+    gradients, others = at_most(1e-2, {'gradients': errors.pop('gradients')}), at_most(1e-4, errors)
     return gradients if others.holds else others
 
 
-def trained(device: torch.device, net: str, recomputed: bool, **way) -> dict[str, list[Tensor]]:
+def recomputes_alike(device: torch.device, net: str) -> Result:
+    """One with recomputed activations against one with kept ones, in float64."""
+    recomputed, kept = (
+        trained(device, filled(net, 9, dtype=torch.float64, checkpoint_activations=on)) for on in (True, False)
+    )
+    return at_most(1e-8, {name: distance(recomputed[name], kept[name]) for name in kept})
+
+
+def trained(device: torch.device, model: nn.Module, **way) -> dict[str, list[Tensor]]:
     """Loss, gradients and running statistics."""
-    model = filled(net, 9, **({'checkpoint_activations': True} if recomputed else {})).train()
-    training_step = training_step_of(model, compute_of(device, **way))
-    _, loss = training_step(0, training_step.compute.images(noise(4, 3, SIDE, SIDE)), None)
+    training_step = training_step_of(model.train(), compute_of(device, **way))
+    images = noise(4, 3, SIDE, SIDE, dtype=next(model.parameters()).dtype)
+    _, loss = training_step(0, training_step.compute.images(images), None)
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     statistics = [value for name, value in model.named_buffers() if 'running' in name]
     return {'loss': [loss], 'gradients': gradients, 'statistics': statistics}
 
 
 def fused_sgd_is_plain(device: torch.device) -> Result:
-    """Five updates in float64."""
+    """Five updates in float64, of which the first is left out, as where fp16 overflows."""
 
     def updated(fused: bool) -> list[Tensor]:
-        model = compute_of(device).place(filled('resnext', 9, dtype=torch.float64)).train()
+        compute = compute_of(device)
+        model = compute.place(filled('resnext', 9, dtype=torch.float64)).train()
         optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4, fused=fused)
-        for _ in range(5):
-            optimizer.zero_grad()
-            loss_of_first_class(model(noise(4, 3, SIDE, SIDE, dtype=torch.float64).to(device))).backward()
-            optimizer.step()
+        training_step = TrainingStep(model, loss_of_first_class, compute, optimizer)
+        training_step.scaler = torch.amp.GradScaler(device.type, 1.0)
+        for factor in float('inf'), 1, 1, 1, 1:
+            _, loss = training_step.forward(compute.images(noise(4, 3, SIDE, SIDE, dtype=torch.float64)), None)
+            training_step.backward(factor * loss)
+            training_step.optimizer_step(0.01)
         return list(model.state_dict().values())
 
     return at_most(1e-10, {'state': distance(updated(True), updated(False))})
@@ -179,7 +190,7 @@ def current_device(device: torch.device) -> Result:
 
 def cudnn_chooses(device: torch.device) -> Result:
     """cudnn.benchmark is on, as in the reference."""
-    compute_of(device)
+    Compute(str(device), all_gpus=False)
     if device.type != 'cuda':
         return skipped('cuDNN is of GPUs')
     return Result(torch.backends.cudnn.benchmark, f'cudnn.benchmark is {torch.backends.cudnn.benchmark}', 'True')
