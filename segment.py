@@ -29,10 +29,10 @@ from utils.checkpoint import CheckpointMeta
 from utils.cli import (
     Parser,
     add_run_arguments,
+    at_least_33,
     multiplier,
     nonnegative_float,
     nonnegative_int,
-    pixels,
     positive_int,
     scales,
 )
@@ -76,7 +76,7 @@ def add_segmentation_arguments(parser: Parser) -> None:
     add('--base-lr', type=nonnegative_float, metavar='X', help='initial learning rate')
     add('--last-mult', type=multiplier, metavar='X', help='factor of the learning rate for the head')
     add('--freeze-bn', action='store_true', help='leave batch norms as they are')
-    add('--crop-size', type=pixels, metavar='PIXELS', help='side of the crops in training, and of test images at least')
+    add('--crop-size', type=at_least_33, metavar='PIXELS', help='side of training crops, and of test images at least')
     add('--no-checkpoint-activations', action='store_true',
         help='when training, keep activations instead of recomputing them: faster, with more memory')  # fmt: skip
     add('--scales', type=scales, default=[1.0], metavar='X,X,...', help='at which to test')

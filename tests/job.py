@@ -75,10 +75,13 @@ def normalized(number: int) -> torch.Tensor:
 
 def checks(folder: Path) -> None:
     """Write what this process measures with the others, its running means, and averages of a mean and a count."""
-    values = [torch.tensor([float(rank())]), torch.tensor(rank())]
+    same = torch.linspace(0, 1, 100)  # everywhere, which averages are, too
+    values = [torch.tensor([float(rank())]), torch.tensor(rank()), same.clone()]
     all_reduce_mean(values)
-    found = {'averages': [value.item() for value in values], 'means': normalized(rank())}
-    torch.save(found | {'measures': measures(share=True)}, folder / f'{rank()}.pt')
+    all_reduce_mean([])
+    averages = [values[0].item(), values[1].item(), torch.equal(values[2], same)]
+    found = {'averages': averages, 'means': normalized(rank()), 'measures': measures(share=True)}
+    torch.save(found, folder / f'{rank()}.pt')
 
 
 def stuck(_: Path) -> None:

@@ -68,7 +68,7 @@ def test_beginnings_of_flags_and_values_as_they_are(script, given, name, value):
 OF_TEXT = '--arch', '--pretrained', '--exp', '--data', '--output', '--resume', '--dist-url'
 OUT_OF_BOUNDS = 10**39, '9' * 400, -1, 'nan'  # of every number
 BEYOND_ITS_OWN = {
-    '--batch-size': (0,), '--image-size': (31, 2**31), '--crop-size': (0, 2**31), '--scales': ('1,0', '1,1e30'),
+    '--batch-size': (0,), '--image-size': (31, 2**31), '--crop-size': (32, 2**31), '--scales': ('1,0', '1,1e30'),
     '--seed': (2**63,), '--static-loss-scale': (0, 1e-300),
 }  # fmt: skip
 

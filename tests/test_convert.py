@@ -278,11 +278,12 @@ def test_weights_of_the_library_are_taken_before_the_net_is_cut(folder, tmp_path
     [
         ('torchvision/nothing', 'torchvision has no net nothing'),
         ('elsewhere/resnet50', 'there is no classifier elsewhere/resnet50'),
+        ('torchvision/alexnet', '--arch torchvision/alexnet takes no pictures of 32 pixels: Given input size'),
         ('timm/resnet50_elastic', '--arch timm/resnet50_elastic: layer1.0 of ResNet (Bottleneck): to cut'),
     ],
 )
 def test_names_that_cannot_be_built(arch, message, folder, capsys):
-    assert message in Script(classify, folder).error(capsys, '-a', arch)
+    assert message in Script(classify, folder, '--image-size 32').error(capsys, '-a', arch)
 
 
 @pytest.mark.parametrize('name', ['torchvision/regnet_y_400mf_elastic', 'timm/regnety_002_elastic'])

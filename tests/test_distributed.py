@@ -22,7 +22,7 @@ def test_shared_evaluation_and_averages_are_those_of_one_process(world, tmp_path
     """Running statistics are sent to nobody."""
     run(world, 'checks', tmp_path)
     found = [torch.load(tmp_path / f'{number}.pt') for number in range(world)]
-    assert [process['averages'] for process in found] == [[(world - 1) / 2, number] for number in range(world)]
+    assert [process['averages'] for process in found] == [[(world - 1) / 2, number, True] for number in range(world)]
     assert all(torch.equal(process['means'], job.normalized(number)) for number, process in enumerate(found))
     for key, expected in job.measures(share=False).items():
         loss = pytest.approx(expected.pop('loss'), rel=1e-6)

@@ -101,9 +101,14 @@ def test_bf16_autocast_is_close_and_trains(name, training):
     assert all(p.grad.dtype == torch.float32 for p in net.parameters() if p.grad is not None)
 
 
-def test_bias_of_a_fused_conv_is_scaled_with_it():
-    conv, norm, x = nn.Conv2d(3, 4, 3), load_weights(nn.BatchNorm2d(4)).eval(), noise(1, 3, 5, 5)
-    torch.testing.assert_close(Conv(conv, norm, relu=True)(x), norm(conv(x)).relu())
+def test_a_fused_sequence_keeps_names_and_scales_biases():
+    """Nets of timm call layers of a sequence by name."""
+    first = {'conv': nn.Conv2d(3, 4, 3), 'norm': load_weights(nn.BatchNorm2d(4)), 'relu': nn.ReLU()}
+    net = nn.Sequential(OrderedDict(first, last=nn.Conv2d(4, 2, 1), pool=nn.AvgPool2d(2))).eval()
+    copied, x = fused(net), noise(1, 3, 6, 6)
+    torch.testing.assert_close(copied(x), net(x))
+    assert [name for name, _ in copied.named_children()] == ['conv', 'norm', 'relu', 'last', 'pool']
+    assert list(map(type, copied)) == [Conv, nn.Identity, nn.Identity, nn.AvgPool2d, nn.Conv2d]
 
 
 def step(net: nn.Module) -> list:

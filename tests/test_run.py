@@ -3,14 +3,17 @@
 import multiprocessing
 import os
 import re
+import shutil
 from pathlib import Path
 from signal import SIGINT, SIGTERM, Signals
+from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.checkpoints import killed_at
-from tests.conftest import SETS, small_script, stop_at
+from tests.conftest import SETS, TinyNet, small_script, stop_at
 from tests.runs import LAST, LAST_OF_COCO, LAST_OF_VOC, assert_same, content, epochs
 from utils import checkpoint, files, logger, trainer
 from utils.device import Compute
@@ -67,15 +70,42 @@ def test_file_of_the_code_before_its_modules_moved_goes_on_as_there(name, tiny, 
     torch.testing.assert_close(now, then, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize('place', [2, 3])  # of epoch 2: the numbered file, the last
-def test_run_killed_between_two_files_of_an_epoch_loses_neither(undisturbed, segment, tmp_path, monkeypatch, place):
+KILLS = [  # the script, and what it does not get to do
+    ('segment', os, 'replace', 2, '.pth'),  # the numbered file of epoch 2
+    ('segment', os, 'replace', 3, '.pth'),  # its last
+    ('classify', os, 'replace', 3, '.tar'),  # the last file of epoch 1, after the best
+    ('classify', trainer, 'evaluate', 1, ''),
+]
+
+
+@pytest.mark.parametrize('name, module, function, number, suffix', KILLS)
+def test_killed_run_goes_on(undisturbed, tiny, tmp_path, monkeypatch, name, module, function, number, suffix):
+    """From what was saved before: an epoch's training and the files of the one before it are not lost."""
+    train, whole, _ = undisturbed(name)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        killed_at(patch, os, 'replace', place, '.pth')
-        segment('--train')
-    whole = undisturbed('segment').folder
-    segment('--train', '--auto-resume', '--resume', whole / LAST_OF_VOC)  # its own goes first
-    for name in LAST_OF_VOC, LAST_OF_VOC.replace('last', 'epoch2'):
-        assert_same(content(tmp_path / 'run', name), content(whole, name))
+        killed_at(patch, module, function, number, suffix)
+        train('--output', tmp_path)
+    monkeypatch.setattr(trainer, 'train_epoch', counted := Mock(wraps=trainer.train_epoch))
+    train('--output', tmp_path, '--auto-resume', '--resume', whole / LASTS[name])  # its own goes first
+    assert counted.call_count == 2 - (name == 'segment')
+    names = [LAST_OF_VOC, LAST_OF_VOC.replace('last', 'epoch2')] if name == 'segment' else [LAST, 'model_best.pth.tar']
+    for file in names:
+        assert_same(content(tmp_path, file), content(whole, file))
+
+
+def test_what_a_net_draws_is_the_same_in_a_resumed_run(classify, tmp_path, monkeypatch):
+    """As for dropout, which nets of libraries have."""
+    forward, seeds = TinyNet.forward, {run: [] for run in 'abc'}
+    for run, last in ('a', 2), ('b', 1), ('b', 2), ('c', 2):
+
+        def dropping(net, x, own=seeds[run]):
+            own += [torch.initial_seed()] * net.training
+            return F.dropout(forward(net, x), training=net.training)
+
+        monkeypatch.setattr(TinyNet, 'forward', dropping)
+        classify('--output', tmp_path / run, '--auto-resume', '--epochs', last, '--seed', int(run == 'c'))
+    assert_same(content(tmp_path / 'a'), content(tmp_path / 'b'))
+    assert seeds['a'] == seeds['b'] and len({*seeds['a'], *seeds['c']}) == 2 * 2 * 9
 
 
 # Whose the folder is
@@ -119,6 +149,14 @@ def test_checkpoints_of_another_net_run_or_classes_stay(undisturbed, classify, s
     error = classify.error(capsys, *arguments.format(**places).split(), '--output', run)
     assert error.startswith(f'error: {told.format(**places)}')
     assert [path.read_bytes() for path in places.values()] == before
+
+
+def test_a_file_from_elsewhere_does_not_go_on_over_a_run(undisturbed, classify, tmp_path, capsys):
+    run = shutil.copytree(undisturbed('classify').folder, tmp_path / 'run')
+    outside, inside = (shutil.copy(run / LAST, tmp_path / place / 'copy') for place in ('', 'run'))
+    told = f'error: {run / LAST} is of another run: go on with it (--auto-resume), or give this one a folder of its own'
+    assert classify.error(capsys, '--output', run, '--resume', outside).startswith(told)
+    classify('--output', run, '--resume', inside)
 
 
 def test_run_whose_devices_would_get_too_few_is_refused(segment, tmp_path, capsys, monkeypatch):

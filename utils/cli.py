@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from torch import nn
 
 import models
 from utils.checkpoint import read_weights
 from utils.device import DTYPES
 from utils.distributed import is_main_process
-from utils.errors import UserError
+from utils.errors import UserError, reading
 
 LARGEST = 2**31 - 1  # of whole numbers: products of two and an image's values are counted in 64 bits
 MOST_PIXELS = 2**14  # of a side
@@ -132,6 +133,10 @@ def classifier_of(args: argparse.Namespace, num_classes: int) -> nn.Module:
         model = models.build_classifier(name, num_classes, **given)
     except ValueError as error:
         raise UserError(f'--arch {name}' + f' from {path}' * bool(path) + f': {error}') from None
+    if '/' in name:  # of a library: not all take pictures of any size
+        with torch.inference_mode(), reading(f'--arch {name} takes no pictures of {args.image_size} pixels'):
+            model.eval()(torch.zeros(1, 3, args.image_size, args.image_size))
+        model.train()
     if path and model.fresh:
         if args.evaluate:
             raise UserError(f'{path}: its {", ".join(model.fresh)} is not of {num_classes} classes')
@@ -161,8 +166,8 @@ def number_type(name: str, kind: Callable[[str], Any], least: float, most: float
 nonnegative_int = number_type('nonnegative_int', int, 0, LARGEST)
 positive_int = number_type('positive_int', int, 1, LARGEST)
 random_seed = number_type('random_seed', int, 0, 2**63 - 1)
-pixels = number_type('pixels', int, 1, MOST_PIXELS)
 at_least_32 = number_type('at_least_32', int, 32, MOST_PIXELS)  # the factor by which classifiers reduce a side
+at_least_33 = number_type('at_least_33', int, 33, MOST_PIXELS)  # of less, DLA-Up would leave a value for batch norm
 nonnegative_float = number_type('nonnegative_float', float, 0, MOST)
 positive_float = number_type('positive_float', float, 1 / MOST, MOST)
 multiplier = number_type('multiplier', float, 0, 1e8)  # of another of our numbers: float32 holds the product

@@ -113,6 +113,11 @@ MEAN = 0.485, 0.456, 0.406
 STD = 0.229, 0.224, 0.225
 
 
+def mixed_seed(*numbers: int) -> int:
+    """A seed for torch that depends on all the numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
 class SeededDataset(Dataset):
     """A map-style dataset asked for (epoch, index), whose random numbers depend on nothing but these and the seed."""
 
@@ -122,8 +127,7 @@ class SeededDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Any:
         epoch, index = key
         with torch.random.fork_rng(devices=[]):
-            mixed = np.random.SeedSequence((self.seed, epoch, index)).generate_state(1, np.uint64)[0]
-            torch.default_generator.manual_seed(int(mixed))
+            torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, index))
             try:
                 return self.dataset[index]
             except UserError as error:  # as a value it crosses the process boundary without a worker's traceback

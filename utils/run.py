@@ -104,11 +104,12 @@ class Run:
     def begin(self, found: Checkpoint | None, device: str) -> None:
         """Start afresh, resume `found` or transfer it, and log the arguments; UserError if it fits neither way."""
         difference = found and head_mismatch(found, self.model, self.meta)
+        self._check_folder(found, difference)
         if found and not difference:
             with reading(f'{found.path} has another form'):
                 self._resume(found)
         else:
-            self._start(found, difference)
+            self._start(found)
         if is_main_process():
             checkpoint.remove_leftovers(self.folder, lambda name: self.names.include(name, self.args.epochs))
             facts = {'device': device, 'from_epoch': self.epoch, 'from_step': self.step}
@@ -201,15 +202,19 @@ class Run:
     def _best(self) -> dict[str, float]:
         return {} if self.best is None else {f'best_{self.names.metric}': self.best}
 
-    def _start(self, found: Checkpoint | None, difference: str | None) -> None:
+    def _check_folder(self, found: Checkpoint | None, difference: str | None) -> None:
+        """UserError if the folder holds checkpoints that would be written over and is not what the run goes on from."""
         own = sorted(path for path in self.folder.glob('*') if self.names.include(path.name, self.args.epochs))
-        if found and found.path in own:
+        if found and difference and found.path in own:
             raise UserError(f'{found.path} cannot be resumed: {difference}; give another --output')
-        if own:
+        goes_on = found and not difference and found.path.resolve().parent == self.folder.resolve()
+        if own and not goes_on:
             last = self.folder / self.names.last
             path, go_on = (last, 'go on with it (--auto-resume), or ') if last in own else (own[0], '')
             cure = f'{go_on}give this one a folder of its own, --output runs/{self.meta.arch}'
             raise UserError(f'{path} is of another run: {cure}')
+
+    def _start(self, found: Checkpoint | None) -> None:
         self.seed, self.epoch = self.args.seed or 0, self.args.start_epoch
         if found:
             fresh = transfer(self.model, found)

@@ -31,7 +31,7 @@ from utils.distributed import (
 )
 from utils.errors import UserError
 from utils.files import lock
-from utils.loader import DeviceLoader, EvalBatchSampler, TrainBatchSampler, micro_batches, smallest_part
+from utils.loader import DeviceLoader, EvalBatchSampler, TrainBatchSampler, micro_batches, mixed_seed, smallest_part
 from utils.logger import Reporter
 from utils.metrics import Clock, Metrics, over_processes
 from utils.run import CheckpointNames, Run
@@ -62,6 +62,7 @@ def train_epoch(
     loader.batch_sampler.set_epoch(run.epoch, run.step)
     batches = reporter.bar(clock.measure(loader), steps, run.step, f'Epoch {run.epoch}')
     for step, (images, targets) in enumerate(batches, run.step):
+        torch.manual_seed(mixed_seed(run.seed, run.epoch, step, rank()))  # of nets that draw, as for dropout
         outputs, loss = training_step(step, images, targets)
         run.finite.note(loss, step)
         metrics.update(loss, outputs, targets)
