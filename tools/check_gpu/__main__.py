@@ -1,4 +1,4 @@
-"""What holds on the GPU at hand, in less than ten minutes and without data: a table of checks, and two nets' speed.
+"""What holds on the GPU at hand, in some ten minutes and without data: a table of checks, and two nets' speed.
 
     python -m tools.check_gpu                                    all checks; writes runs/gpu.md and runs/gpu.json
     python -m tools.check_gpu --only golden waits                those whose names hold one of these words, no speed
