@@ -40,7 +40,7 @@ def open_voc(root: Path, name: str, transform: Transform) -> VOCSegmentation:
     if not path.is_file():
         raise UserError(f'no list {path}')
     with reading(f'cannot read {path}'):
-        lines = path.read_text(encoding='utf-8').splitlines()
+        lines = path.read_text(encoding='utf-8-sig').splitlines()
     pairs = [line.split() for line in lines if line.strip()]
     wrong = [' '.join(pair) for pair in pairs if len(pair) != 2]
     if wrong or not pairs:

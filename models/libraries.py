@@ -1,6 +1,7 @@
 """Classifiers of torchvision and timm by name: torchvision/NAME, timm/NAME, and each with _elastic behind it."""
 
 import importlib
+import textwrap
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 
@@ -50,7 +51,7 @@ def build(
         try:
             net.load_state_dict({**weights, **({} if fits else heads)})
         except RuntimeError as error:
-            raise ValueError(f'the weights do not fit: {error}') from None
+            raise ValueError(textwrap.shorten(f'the weights do not fit: {error}', 400)) from None
     return elasticize(net) if elastic else net
 
 

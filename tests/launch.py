@@ -65,12 +65,13 @@ class Job:
         return [process.exitcode for process in ended], [self.out(number, 'errors') for number in range(len(ended))]
 
 
-def launch(world, *arguments, store=None, restart=0, **environment):
-    """A job of so many processes with the environment of torch.distributed.run."""
+def launch(world, *arguments, store=None, restart=0, own=None, **environment):
+    """A job of so many processes with the environment of torch.distributed.run, each with its `own` last argument."""
     store = store or TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
     told = environment | {'WORLD_SIZE': world, 'MASTER_ADDR': HOST, 'MASTER_PORT': store.port}
     told |= {'TORCHELASTIC_USE_AGENT_STORE': True, 'TORCHELASTIC_RESTART_COUNT': restart}
-    return Job(*[(arguments, told | {'RANK': n, 'LOCAL_RANK': n}) for n in range(world)], store=store)
+    own = [(argument,) for argument in own] if own else [()] * world
+    return Job(*[((*arguments, *own[n]), told | {'RANK': n, 'LOCAL_RANK': n}) for n in range(world)], store=store)
 
 
 def run(world, *arguments, **options):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -48,6 +49,17 @@ def test_training_equals_one_process_with_as_many_micro_batches(trained, tiny, t
     torch.testing.assert_close(job, {name: one[name] for name in job}, rtol=1e-5, atol=1e-6)
     means = torch.stack([values['bn3.running_mean'] for values in statistics])
     assert len(means.unique(dim=0)) == trained.world
+
+
+def test_processes_that_find_different_files_do_not_train(trained, tmp_path):
+    """As on machines without a disk in common."""
+    outputs = [shutil.copytree(trained.run, tmp_path / 'there'), *[tmp_path / 'nowhere'] * (trained.world - 1)]
+    arguments = *trained.arguments, '--epochs', 3, '--auto-resume', '--output'
+    with launch(trained.world, 'classify', *arguments, own=outputs) as job:
+        codes, errors = job.end()
+    assert codes == [1] * trained.world
+    told = f'error: processes begin at different places: all must see the same --output {outputs[0]}\n'
+    assert ''.join(errors) == told
 
 
 SLOW = [pytest.param(*kill, marks=pytest.mark.slow) for kill in [(2, '0:2'), (2, '0:5'), (2, '1:6'), (3, '2:2')]]

@@ -122,11 +122,11 @@ def test_output_is_in_use_by_a_process_until_it_ends(classify, tmp_path, capsys,
 
 
 def test_what_a_killed_run_left_half_written_is_removed(classify, tmp_path):
-    names = [f'{LAST}.4677.tmp', 'model_best.pth.tar.12.tmp', 'other_checkpoint.pth.tar.12.tmp']
-    for name in names:
+    files = LAST, 'model_best.pth.tar', 'curves.png', 'other_checkpoint.pth.tar'
+    for name in (names := [f'{file}.12.tmp' for file in files]):
         (tmp_path / name).write_bytes(b'half')
     classify('--output', tmp_path, '--epochs', 0)
-    assert [name for name in names if (tmp_path / name).exists()] == names[2:]
+    assert [name for name in names if (tmp_path / name).exists()] == names[3:]
     assert epochs(tmp_path)[0]['checkpoint'] == LAST
 
 
@@ -149,6 +149,25 @@ def test_checkpoints_of_another_net_run_or_classes_stay(undisturbed, classify, s
     error = classify.error(capsys, *arguments.format(**places).split(), '--output', run)
     assert error.startswith(f'error: {told.format(**places)}')
     assert [path.read_bytes() for path in places.values()] == before
+
+
+def test_an_epoch_that_was_not_tested_is_tested_in_other_batches(classify, tmp_path, monkeypatch):
+    """As if memory had not been enough for those before; it is not trained again."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        killed_at(patch, trainer, 'evaluate', 1)
+        classify('--output', tmp_path)
+    before = content(tmp_path)
+    classify('--output', tmp_path, '--auto-resume', '-b', 4, '--epochs', 1)
+    assert_same(content(tmp_path), before)
+    assert checkpoint.read(tmp_path / LAST).epoch == 1 and len(epochs(tmp_path)) == 3  # two starts
+
+
+def test_sync_bn_refuses_norms_that_it_would_not_keep(classify, monkeypatch, capsys):
+    """With a GPU and other processes that are only told of."""
+    monkeypatch.setattr(trainer, 'Compute', lambda *_, **__: Mock(device=torch.device('cuda'), devices=1))
+    monkeypatch.setattr(trainer, 'is_distributed', lambda: True)
+    told = 'knows only batch norms of PyTorch, and timm/regnety_002 has others: BatchNormAct2d'
+    assert told in classify.error(capsys, '--sync-bn', '-a', 'timm/regnety_002')
 
 
 def test_a_file_from_elsewhere_does_not_go_on_over_a_run(undisturbed, classify, tmp_path, capsys):

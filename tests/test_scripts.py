@@ -195,6 +195,7 @@ def test_sheet_of_predictions(undisturbed, tiny, tmp_path, capsys, monkeypatch):
         ('classify', '--amp tf32', '--amp tf32 needs a GPU of NVIDIA'),
         ('classify', '--evaluate', '--evaluate needs --resume'),
         ('classify', '--resume no/x', 'no checkpoint at no/x'),
+        ('classify', f'--resume {300 * "x"}', 'File name too long'),  # as what may not be looked at, which root may
         ('classify', '-b 9', '--batch-size 9 cannot be cut into 2 equal micro-batches'),
         ('classify', '-b 2 -a dla60x', 'dla60x cannot train on single images of 32 pixels: give a larger --image-size'),
         ('docker_classify', '-b 20', 'fewer than one batch (--batch-size 20 on --num-gpus 2)'),

@@ -18,17 +18,20 @@ class UserError(Exception):
 
 
 def exit_cleanly(main: Callable[[], None]) -> None:
-    """Call `main`; a UserError ends the process with `error: ...` on stderr and exit status 1, Ctrl-C with 130."""
+    """Call `main`; a UserError ends the process with `error: ...` on stderr and exit status 1, Ctrl-C with 130.
+
+    So does an OSError, as of a folder that may not be looked into, which tells what it is about.
+    """
     try:
         main()
-    except UserError as error:
+    except (UserError, OSError) as error:
         tell(error)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
-def tell(error: UserError) -> None:
+def tell(error: Exception) -> None:
     """Print it on one line of stderr."""
     print('error:', ' '.join(str(error).split()), file=sys.stderr)
 

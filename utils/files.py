@@ -31,7 +31,9 @@ def lock(folder: Path) -> IO:
         pass
     except OSError as error:
         file.close()
-        raise UserError(f'{folder} is in use by another run; give this one another --output') from error
+        taken = isinstance(error, BlockingIOError | PermissionError)
+        fault = 'is in use by another run; give this one another --output' if taken else f'cannot be locked: {error}'
+        raise UserError(f'{folder} {fault}') from error
     return file
 
 

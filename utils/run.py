@@ -76,7 +76,7 @@ class Run:
     """How far training is, `epoch` epochs done and `step` micro-batches of the next, and how that is kept on disk.
 
     The caller has locked --output before it looks for a checkpoint there. `plan` is what makes an epoch (samples,
-    micro-batch, accumulate): a position inside one means nothing under another plan.
+    micro-batch, accumulate), and so of how many `steps`: a position inside one means nothing under another plan.
     """
 
     def __init__(
@@ -86,9 +86,11 @@ class Run:
         names: CheckpointNames,
         training_step: TrainingStep,
         plan: dict[str, int],
+        steps: int,
         reporter: Reporter,
     ):
-        self.args, self.meta, self.names, self.plan, self.reporter = args, meta, names, plan, reporter
+        self.args, self.meta, self.names, self.reporter = args, meta, names, reporter
+        self.plan, self.steps = plan, steps
         self.model = training_step.model  # bare: neither compiled nor wrapped
         self.optimizer, self.scaler = training_step.optimizer, training_step.scaler
         self.folder = args.output
@@ -111,9 +113,17 @@ class Run:
         else:
             self._start(found)
         if is_main_process():
-            checkpoint.remove_leftovers(self.folder, lambda name: self.names.include(name, self.args.epochs))
+            checkpoint.remove_leftovers(self.folder, self._is_own)
             facts = {'device': device, 'from_epoch': self.epoch, 'from_step': self.step}
             self.log.start(vars(self.args), self.names.last, **facts)
+
+    def check_same_start(self) -> None:
+        """UserError unless all processes begin at one place with the same weights, as where all see the same files."""
+        weights = [parameter.flatten()[0].item() for parameter in self.model.parameters()] if is_distributed() else []
+        starts = all_gather_object((self.epoch, self.step, self.seed, weights))
+        with together():
+            if any(start != starts[0] for start in starts):
+                raise UserError(f'processes begin at different places: all must see the same --output {self.folder}')
 
     def resumed_metrics(self, metrics: Metrics) -> Metrics:
         """Let an epoch's new metrics go on from where the resumed ones, or the last epoch's average, stopped."""
@@ -180,6 +190,7 @@ class Run:
             check_weights(self.model)
         inside = self.step > 0 and self.metrics is not None  # an epoch
         counts = self.metrics.state_dict() if inside else None
+        position = {'step': self.step, 'steps': self.steps, 'plan': self.plan, 'metrics': counts}
         content = {
             'epoch': self.epoch,
             **asdict(self.meta),
@@ -187,7 +198,7 @@ class Run:
             'optimizer': self.optimizer.state_dict(),
             'scaler': self.scaler.state_dict(),
             'seed': self.seed,
-            'position': {'step': self.step, 'plan': self.plan, 'metrics': counts} if inside else None,
+            'position': position if inside else None,
             'smooth_loss': self.smooth_loss,
         }
         if is_distributed():  # what each process has of its own
@@ -201,6 +212,9 @@ class Run:
 
     def _best(self) -> dict[str, float]:
         return {} if self.best is None else {f'best_{self.names.metric}': self.best}
+
+    def _is_own(self, name: str) -> bool:
+        return name == self.log.picture.name or self.names.include(name, self.args.epochs)
 
     def _check_folder(self, found: Checkpoint | None, difference: str | None) -> None:
         """UserError if the folder holds checkpoints that would be written over and is not what the run goes on from."""
@@ -246,6 +260,8 @@ class Run:
         self.reporter.say(f'=> resumed {found.path}: {self.epoch} epochs and {self.step} steps done')
 
     def _take_position(self, position: dict[str, Any], path: Path) -> None:
+        if position['step'] == position.get('steps'):  # all that is left is the epoch's test, in whatever batches
+            position = {**position, 'step': self.steps, 'plan': self.plan}
         if position['plan'] != self.plan:
             old, new = (', '.join(f'{k} {v}' for k, v in p.items()) for p in (position['plan'], self.plan))
             raise UserError(f'{path} was saved inside an epoch of {old}; it cannot go on with {new}')

@@ -58,6 +58,8 @@ class SignalHandler:
         return int(received)
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        if number == self.received and 'TORCHELASTIC_RUN_ID' in os.environ:
+            return  # Slurm tells processes and launcher, which tells them again
         if self.received:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

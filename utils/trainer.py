@@ -136,6 +136,10 @@ class Trainer:
         )
         self.reporter = reporter(args.print_freq, self.micro_batch)
         if args.sync_bn and is_distributed():
+            strange = {type(norm) for norm in batch_norms(model)} - {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
+            if strange:  # as timm's with activations, which would be lost
+                names = ', '.join(kind.__name__ for kind in strange)
+                raise UserError(f'--sync-bn knows only batch norms of PyTorch, and {meta.arch} has others: {names}')
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = self.compute.place(model)
 
@@ -189,8 +193,10 @@ class Trainer:
         with output_lock, SignalHandler() as stop:
             with together():
                 plan = {'samples': len(train_set), 'micro-batch': self.micro_batch, 'accumulate': self.accum_steps}
-                run = Run(args, self.meta, self.names, training_step, plan, reporter)
+                steps = len(self._train_batches(train_set, seed=0))
+                run = Run(args, self.meta, self.names, training_step, plan, steps, reporter)
                 run.begin(found, str(compute))
+            run.check_same_start()
             train_loader = DeviceLoader(train_set, self._train_batches(train_set, run.seed), compute, args.workers)
             if val_set is not None:
                 val_loader = self._eval_loader(val_set, None, share=args.average_bn or args.sync_bn)

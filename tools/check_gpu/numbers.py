@@ -97,7 +97,7 @@ def trajectory(device: torch.device, name: str) -> Result:
     loader = DeviceLoader(dataset, batches, training_step.compute, 0)
     loader.normalize = golden.normalized
     args = Namespace(output=Path(), save_steps=0)
-    run = Run(args, None, CheckpointNames(LAST), training_step, {}, Reporter(every=1))
+    run = Run(args, None, CheckpointNames(LAST), training_step, {}, 0, Reporter(every=1))
     with redirect_stdout(io.StringIO()):
         for run.epoch in range(case['start_epoch'], case['epochs']):
             run.step = 0
