@@ -8,6 +8,7 @@ from torch import Tensor
 
 from data.palette import mask_image, voc_palette
 from data.voc import VOCSegmentation, open_scene
+from utils.errors import UserError, named
 from utils.files import check_writable, writing, written_whole
 
 
@@ -20,6 +21,8 @@ class Predictions:
     def __init__(self, folder: Path, scenes: VOCSegmentation, sizes: list[tuple[int, int]], overlay: bool):
         self.scenes, self.sizes, self.overlay = scenes, sizes, overlay
         self.masks = [folder / 'val' / f'{mask.stem}.png' for mask in scenes.masks]
+        if len(set(self.masks)) < len(set(scenes.masks)):
+            raise UserError(f'{folder / "val"} would hold masks of one name: {named(scenes.masks)}')
         self.overlays = [folder / 'overlays' / f'{mask.stem}.jpg' for mask in scenes.masks if overlay]
 
     def __enter__(self) -> 'Predictions':

@@ -39,8 +39,8 @@ def elasticize(
         if before == after and (numbers[name] < last if stages is None else numbers[name] in stages):
             try:
                 converted[name] = convert(blocks[name], scales, ungrouped)
-            except ValueError as error:
-                raise ValueError(f'{name} of {kind} ({type(blocks[name]).__name__}): {error}') from None
+            except Exception as error:  # whatever comes of taking another block for a bottleneck
+                raise ValueError(f'{name} of {kind} ({type(blocks[name]).__name__}): {error}') from error
     if not converted:
         raise ValueError(f'{kind} has no bottleneck of stride 1 in these stages')
     for name, block in converted.items():

@@ -279,6 +279,7 @@ def test_weights_of_the_library_are_taken_before_the_net_is_cut(folder, tmp_path
         ('torchvision/nothing', 'torchvision has no net nothing'),
         ('elsewhere/resnet50', 'there is no classifier elsewhere/resnet50'),
         ('torchvision/alexnet', '--arch torchvision/alexnet takes no pictures of 32 pixels: Given input size'),
+        ('timm/dpn68_elastic', '--arch timm/dpn68_elastic: features.conv2_1 of DPN (DualPathBlock): '),
         ('timm/resnet50_elastic', '--arch timm/resnet50_elastic: layer1.0 of ResNet (Bottleneck): to cut'),
     ],
 )
