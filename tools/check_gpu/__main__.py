@@ -21,9 +21,9 @@ import torch
 
 from tools.benchmark.timing import in_words
 from tools.check_gpu import cost, numbers, processes, waits, ways
+from tools.check_gpu.nets import compute_of
 from tools.check_gpu.result import Result
 from utils.cli import Parser
-from utils.device import Compute
 from utils.errors import UserError, exit_cleanly
 from utils.files import check_writable, write_files
 
@@ -122,7 +122,7 @@ def check(checks: dict[str, Check], device: torch.device, out: Path, with_rates:
 
 def write(out: Path, device: torch.device, lines: list[str], **rows: list[Row]) -> None:
     """The tables and, beside them, all numbers, with what they are of."""
-    facts = {'device': Compute(str(device)).name, 'torch': torch.__version__, 'cuda': torch.version.cuda}
+    facts = {'device': compute_of(device).name, 'torch': torch.__version__, 'cuda': torch.version.cuda}
     noted = json.dumps({**facts, 'cudnn': torch.backends.cudnn.version(), **rows}, indent=1)
     tables = '\n'.join([f'{facts["device"]}, PyTorch {facts["torch"]}\n', *lines])
     write_files({out: f'{tables}\n'.encode(), out.with_suffix('.json'): f'{noted}\n'.encode()})
