@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,8 +34,39 @@ def up(x: Tensor, size: tuple[int, int]) -> Tensor:
     # In the tensor's own type, unlike DeepLab's resizing: a gradient sums up 16 terms, which CUDA adds in that type.
     # Of one sign and in the worst order that costs 0.5 % in bfloat16 (2 % at most, no bias), where to round the exact
     # sum costs 0.2 %; float32 would double what these maps read and write. Transposed convs (DLA-Up) add in float32.
-    x = F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False)
+    resize = PooledUp.apply if x.requires_grad and torch.compiler.is_compiling() else double
+    if x.is_cuda:
+        with torch.autocast('cuda', enabled=False):  # which makes float32 of what is resized, and so of all behind it
+            x = resize(x)
+    else:
+        x = resize(x)
     return x if x.shape[-2:] == size else x[..., : size[0], : size[1]]
+
+
+def double(x: Tensor) -> Tensor:
+    """N x C x h x w -> N x C x 2h x 2w, bilinearly."""
+    return F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False)
+
+
+class PooledUp(torch.autograd.Function):
+    """`double` with another way to its gradient: three average poolings, where torch.compile would add each of 16 terms
+    to memory on its own. In a row a gradient is a quarter of 1, 3, 3 and 1 times its neighbours'."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        """As `double`."""
+        return double(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        """N x C x 2h x 2w -> N x C x h x w."""
+        means = F.avg_pool2d(gradient, 2, stride=1, padding=1, count_include_pad=False)  # a border repeats itself
+        return 4 * F.avg_pool2d(F.avg_pool2d(means, 2, stride=1), 2)
+
+
+def waits_for_memory(x: Tensor) -> bool:
+    """Whether convolutions of x wait for memory more than for arithmetic: on a GPU, in half precision."""
+    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
 
 
 class TwoBranch(nn.Module):
@@ -130,13 +162,36 @@ class TwoBranchBottleneck(TwoBranch):
 
     def hi_features(self, x: Tensor) -> Tensor:
         """What conv3 is given of x."""
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return F.relu(self.bn2(self.conv2(x)), inplace=True)
+        return self._hi_behind_conv1(self.conv1(x))
 
     def lo_features(self, x: Tensor) -> Tensor:
         """What conv3_d is given of x."""
-        x = F.relu(self.bn1_d(self.conv1_d(x)), inplace=True)
-        return F.relu(self.bn2_d(self.conv2_d(x)), inplace=True)
+        return self._lo_behind_conv1(self.conv1_d(x))
+
+    def _hi_behind_conv1(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(x), inplace=True))), inplace=True)
+
+    def _lo_behind_conv1(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn2_d(self.conv2_d(F.relu(self.bn1_d(x), inplace=True))), inplace=True)
+
+    def branch_sum(self, x: Tensor) -> Tensor:
+        """The sum: N x in_planes x H x W -> N x out_planes x H/stride x W/stride, not yet normalized."""
+        return self.joint_sum(x) if self.elastic and waits_for_memory(x) else super().branch_sum(x)
+
+    def joint_sum(self, x: Tensor) -> Tensor:
+        """An elastic block's sum with fewer passes over large maps, and more multiply-accumulates.
+
+        Convolutions of single pixels may trade places with `down` and `up`, which are linear too: one conv1 for both
+        halves stands before `down`, and one conv3 behind `up`, which also adds them.
+        """
+        if torch.compiler.is_compiling():
+            conv1 = torch.cat([self.conv1.weight, self.conv1_d.weight])
+            hi, lo = F.conv2d(x, conv1).split([self.conv1.out_channels, self.conv1_d.out_channels], 1)
+        else:  # not compiled, norms are slow with parts of a map
+            hi, lo = self.conv1(x), self.conv1_d(x)
+        hi, lo = self._hi_behind_conv1(hi), self._lo_behind_conv1(down(lo))
+        conv3 = torch.cat([self.conv3.weight, self.conv3_d.weight], 1)
+        return F.conv2d(torch.cat([hi, up(lo, hi.shape[-2:])], 1), conv3)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models import deeplab, densenet, dla, resnext
 from models.converted import ConvertedBottleneck
-from models.elastic import TwoBranch, TwoBranchBottleneck, down, up
+from models.elastic import TwoBranch, TwoBranchBottleneck, down, up, waits_for_memory
 
 NORMS = nn.BatchNorm2d, nn.SyncBatchNorm
 
@@ -22,6 +22,35 @@ NORMS = nn.BatchNorm2d, nn.SyncBatchNorm
 def fused(net: nn.Module) -> nn.Module:
     """A copy of the net for inference, in eval mode; same inputs, same outputs."""
     return fuse(copy.deepcopy(net).eval().requires_grad_(False))
+
+
+@torch.library.custom_op('elastic::conv_relu', mutates_args=(), device_types='cuda')
+def conv_relu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """relu(conv(x) + bias + other) in one pass of cuDNN's."""
+    # An operator of our own, because compilers do not know the sizes of what cuDNN's return.
+    geometry = stride, padding, dilation, groups
+    if other is None:
+        return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
+    return torch.cudnn_convolution_add_relu(x, weight, other, 1.0, bias, *geometry)
+
+
+@conv_relu.register_fake
+def _sized(x, weight, bias, other, *geometry) -> Tensor:
+    return F.conv2d(x, weight, bias, *geometry)
+
+
+def relus_in_convs(device: torch.device) -> bool:
+    """Whether cuDNN has `conv_relu` there: on NVIDIA's GPUs, for all convolutions from Ampere on."""
+    return device.type == 'cuda' and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 class Conv(nn.Module):
@@ -34,10 +63,14 @@ class Conv(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.geometry = conv.stride, conv.padding, conv.dilation, conv.groups
         self.relu = relu
+        self.in_one_pass = relus_in_convs(weight.device) and not isinstance(conv.padding, str)
 
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """N x in x H x W and, to be added, N x out x H' x W' -> N x out x H' x W'."""
-        y = F.conv2d(x, self.weight, self.bias, *self.geometry)
+    def forward(self, x: Tensor, other: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+        """N x in x H x W and, to be added, N x out x H' x W' -> N x out x H' x W'; by another weight where given."""
+        weight = self.weight if weight is None else weight
+        if self.relu and self.in_one_pass and waits_for_memory(x):
+            return conv_relu(x, weight, self.bias, other, *self.geometry)
+        y = F.conv2d(x, weight, self.bias, *self.geometry)
         if other is not None:
             y.add_(other)
         return y.relu_() if self.relu else y
@@ -80,18 +113,27 @@ class Branches(nn.Module):
             halves = list(zip(high, low, strict=True))
             front = [side_by_side(*pair, same_input=place == 0) for place, pair in enumerate(halves[:-1])]
             high = [*front, summed(*halves[-1])]
-        self.high = nn.ModuleList(high)
-        self.low = nn.Sequential(*low) if block.elastic else None
+        self.high, self.low = nn.ModuleList(high), nn.ModuleList(low) if block.elastic else None
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """N x in x H x W and, to be added, N x out x H' x W' -> N x out x H' x W'."""
-        if self.low is not None:
-            half = up(self.low(down(x)), x.shape[-2:])
-            other = half if other is None else half.add_(other)
         *front, last = self.high
-        for conv in front:
-            x = conv(x)
-        return last(x, other)
+        if self.low is None:
+            return last(in_turn(front, x), other)
+        *low_front, low_last = self.low
+        low, size = in_turn(low_front, down(x)), x.shape[-2:]
+        if waits_for_memory(x) and last.weight.shape[2:] == (1, 1):  # as in TwoBranchBottleneck.joint_sum
+            both = torch.cat([in_turn(front, x), up(low, size)], 1)
+            return last(both, other, torch.cat([last.weight, low_last.weight], 1))
+        half = up(low_last(low), size)
+        return last(in_turn(front, x), half if other is None else half.add_(other))
+
+
+def in_turn(layers: list[nn.Module], x: Tensor) -> Tensor:
+    """What the layers make of x, one after the other."""
+    for layer in layers:
+        x = layer(x)
+    return x
 
 
 def bottleneck_branches(block: TwoBranchBottleneck, relu: bool) -> Branches:

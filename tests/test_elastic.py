@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.elastic import TwoBranchBottleneck, down, up
+from models.elastic import PooledUp, TwoBranch, TwoBranchBottleneck, down, up
 from tests.nets import CLASSIFIERS, filled, load_weights, noise
 from tools.branches import halved, joined
 
@@ -28,6 +28,21 @@ def test_down_averages_pixels_after_replicating_odd_borders_and_up_interpolates_
     np.testing.assert_allclose(down(x).numpy(), half, rtol=1e-12)
     expected = upsampling_matrix(rows)[: size[0]] @ half @ upsampling_matrix(columns)[: size[1]].T
     np.testing.assert_allclose(up(torch.from_numpy(half), size).numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 4), (3, 2)])
+def test_the_pooled_gradient_is_that_of_doubling(size):
+    assert torch.autograd.gradcheck(PooledUp.apply, normal(2, 2, *size).requires_grad_())
+
+
+@pytest.mark.parametrize('wrap', [lambda run: run, partial(torch.compile, backend='aot_eager')], ids=['', 'compiled'])
+def test_the_joint_sum_of_gpus_is_the_sum_of_the_branches(wrap):
+    block, found = load_weights(nn.Sequential(TwoBranchBottleneck(6, 16, 10, 4, elastic=True))).double()[0], []
+    for run in partial(TwoBranch.branch_sum, block), wrap(block.joint_sum):
+        x = normal(2, 6, 9, 8).requires_grad_()
+        outputs = run(x)
+        found.append([outputs, *torch.autograd.grad(outputs.square().sum(), [x, *block.parameters()])])
+    torch.testing.assert_close(found[1], found[0])
 
 
 @pytest.mark.parametrize(('stride', 'dilation'), [(1, 1), (2, 1), (1, 2), (1, 4)])

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
 
+import models.fused
 from data.voc import CLASSES
 from models.deeplab import DeepLab
 from models.recompute import frozen_statistics
+from models.resnext import ResNeXt
 from tests.conftest import TinyNet
 from tools.check_gpu.ways import fused_sgd_is_plain
 from utils import loader as data
@@ -106,6 +108,36 @@ def test_a_first_update_that_overflows_leaves_no_trace(request):
     request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
     torch.use_deterministic_algorithms(True)
     assert fused_sgd_is_plain(torch.device('cpu')).holds
+
+
+def test_what_cuda_graphs_return_is_added_to_memory_of_our_own(monkeypatch):
+    """Each micro-batch overwrites what the one before returned."""
+    monkeypatch.setattr(Compute, 'captures', True)
+    net = TinyNet(3)
+    training_step = TrainingStep(net, F.cross_entropy, Compute('cpu'), torch.optim.SGD(net.parameters(), 0.1), 2)
+    own = [parameter.grad for parameter in net.parameters()]
+    for step in range(2):
+        training_step(step, torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
+    assert all(gradient.any() for gradient in own)
+    training_step.optimizer_step(0.1)
+    assert all(parameter.grad is gradient for parameter, gradient in zip(net.parameters(), own, strict=True))
+    assert not any(gradient.any() for gradient in own)
+
+
+def test_in_half_precision_gpus_add_and_clip_inside_convolutions(monkeypatch):
+    calls, run = [], models.fused.conv_relu
+    monkeypatch.setattr(models.fused, 'relus_in_convs', lambda device: device.type == 'cuda')
+    monkeypatch.setattr(models.fused, 'conv_relu', lambda *given: calls.append(given[3]) or run(*given))
+    with torch.device('meta'):
+        net = ResNeXt((2, 1, 1, 1), 9, elastic=True)
+    with FakeTensorMode(), GPU:
+        for tensors in (part for module in net.modules() for part in (module._parameters, module._buffers)):
+            shapes = {name: value.shape for name, value in tensors.items() if value is not None}
+            tensors |= {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+        outputs = models.fused.fuse(net.eval())(torch.zeros(2, 3, 65, 65, dtype=torch.bfloat16))
+    assert (outputs.shape, outputs.dtype) == ((2, 9), torch.bfloat16)
+    # The stem; of two blocks at two scales and of three at one, whose halves are joined, conv1 and conv2; every conv3.
+    assert [sum(other is None for other in calls), sum(other is not None for other in calls)] == [1 + 2 * 4 + 3 * 2, 5]
 
 
 def test_recomputation_goes_with_synchronized_batch_norms():

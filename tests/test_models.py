@@ -36,6 +36,13 @@ def test_outputs_and_a_training_step_are_the_references(name):
     assert_equal(training_errors(net, name))
 
 
+@pytest.mark.parametrize('name', ['resnext50_elastic', 'dla60x_elastic'])
+def test_so_they_are_with_the_joint_sums_of_gpus(name, monkeypatch):
+    for module in 'elastic', 'fused':
+        monkeypatch.setattr(f'models.{module}.waits_for_memory', lambda x: True)
+    test_outputs_and_a_training_step_are_the_references(name)
+
+
 def test_the_registries_hold_the_references_nets():
     assert load('golden_sizes').keys() < load('golden').keys() == load('state_dicts').keys() <= NETS.keys()
     assert all(getattr(models, name) is builder for name, builder in models.classifiers.items())

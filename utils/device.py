@@ -99,7 +99,14 @@ class Compute:
             runner = DistributedDataParallel(runner, gradient_as_bucket_view=True, **OWN_BUFFERS)
         elif self.devices > 1:
             runner = nn.DataParallel(runner)
-        return torch.compile(runner) if self.compile else runner
+        if not self.compile:
+            return runner
+        return torch.compile(runner, mode='reduce-overhead' if train and self.captures else None)
+
+    @property
+    def captures(self) -> bool:
+        """Whether compiled training steps are CUDA graphs, since launching their kernels takes longer than they do."""
+        return self.compile and self.device.type == 'cuda' and self.devices == 1 and not is_distributed()
 
     def place_for_test(self, model: nn.Module) -> nn.Module:
         """As `place`, with the weights in this precision: without autocast nothing is cast from batch to batch."""

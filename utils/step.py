@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.fused import fused
@@ -30,6 +31,9 @@ class TrainingStep:
                 # as in fp16 they often are not, PyTorch's fused SGD makes the buffers and does not fill them.
                 if group.get('momentum') and parameter.requires_grad:
                     optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
+                # What a CUDA graph returns is overwritten by the next micro-batch's: it is added to memory of our own.
+                if compute.captures and parameter.requires_grad:
+                    parameter.grad = torch.zeros_like(parameter)
 
     def __call__(self, step: int, images: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
         """Add the gradients of the epoch's micro-batch numbered `step`; its outputs, detached, and mean loss."""
@@ -62,14 +66,18 @@ class TrainingStep:
             group['lr'] = learning_rate * group.get('lr_scale', 1)
         self.scaler.step(self.optimizer)
         self.scaler.update(self.compute.loss_scale)
-        self.optimizer.zero_grad()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of an update that was done, or never will be."""
+        self.optimizer.zero_grad(set_to_none=not self.compute.captures)
 
 
 class Evaluator:
     """A net as it is tested: fused and in the precision of the arithmetic, compiled once for all tests."""
 
     def __init__(self, model: nn.Module, compute: Compute, wrap: Callable[[Runner], Runner] | None = None):
-        self.model, self.compute, self.wrap = model, compute, wrap
+        self.model, self.compute, self.wrap, self.largest = model, compute, wrap, 0
         self.net: nn.Module | None = None
 
     def load(self) -> Runner:
@@ -82,6 +90,8 @@ class Evaluator:
 
     def _outputs(self, images: Tensor) -> Tensor:
         images = images.to(self.compute.dtype)
-        if self.compute.compile:  # once, for batches of any number
-            torch._dynamo.maybe_mark_dynamic(images, 0)
-        return self.runner(images).float()
+        count = len(images)
+        if self.compute.compile:  # for one size: for any it would be a sixth slower on a GPU
+            self.largest = max(self.largest, count)
+            images = F.pad(images, (*6 * [0], 0, self.largest - count))
+        return self.runner(images)[:count].float()

@@ -57,7 +57,7 @@ def train_epoch(
     reference.
     """
     train_with_frozen_bn(training_step.model)
-    training_step.optimizer.zero_grad()
+    training_step.zero_grad()
     clock, steps, reporter = Clock(), len(loader), run.reporter
     loader.batch_sampler.set_epoch(run.epoch, run.step)
     batches = reporter.bar(clock.measure(loader), steps, run.step, f'Epoch {run.epoch}')

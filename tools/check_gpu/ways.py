@@ -48,10 +48,11 @@ def recomputes_alike(device: torch.device, net: str) -> Result:
 
 
 def trained(device: torch.device, model: nn.Module, **way) -> dict[str, list[Tensor]]:
-    """Loss, gradients and running statistics."""
-    training_step = training_step_of(model.train(), compute_of(device, **way))
-    images = noise(4, 3, SIDE, SIDE, dtype=next(model.parameters()).dtype)
-    _, loss = training_step(0, training_step.compute.images(images), None)
+    """Loss, gradients and running statistics after three micro-batches of an update, whose gradients add up."""
+    training_step = training_step_of(model.train(), compute_of(device, **way), accum_steps=3)
+    images = training_step.compute.images(noise(4, 3, SIDE, SIDE, dtype=next(model.parameters()).dtype))
+    for step in range(3):
+        _, loss = training_step(step, images, None)
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     statistics = [value for name, value in model.named_buffers() if 'running' in name]
     return {'loss': [loss], 'gradients': gradients, 'statistics': statistics}
