@@ -95,6 +95,15 @@ def test_what_is_no_checkpoint_of_ours_is_told(tmp_path, change, told):
         checkpoint.read(path)
 
 
+def test_a_changed_number_is_told(tmp_path):
+    """Which torch.load would take."""
+    path = tmp_path / 'model.pth.tar'
+    checkpoint.write({'state_dict': {'w': torch.full([9], 1.5)}}, path)
+    path.write_bytes(path.read_bytes().replace(b'\0\0\xc0\x3f', b'\0\0\xc0\x3e', 1))
+    with pytest.raises(UserError, match='model.pth.tar: .*a damaged one: the checksum of .*data/0 does not fit'):
+        checkpoint.read(path)
+
+
 @pytest.mark.parametrize('fsync, written', [(2, 'old old'), (3, 'new old'), (4, 'new new')])
 def test_killed_write_leaves_whole_files(tmp_path, monkeypatch, fsync, written):
     """Killed at the second one's contents, which follow the first one's, or at the folder after either's renaming."""

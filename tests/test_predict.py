@@ -9,6 +9,7 @@ from PIL import Image
 from torch.nn.functional import pad
 from torchvision import transforms as T
 
+import models
 from data.class_names import default_names
 from data.palette import voc_palette
 from data.voc import CLASSES
@@ -52,6 +53,12 @@ def assert_blocks(text, expected):
         scores, names = zip(*sorted(pairs, reverse=True), strict=True)
         assert [row.split(' ', 1)[1] for row in rows] == list(names)
         assert [float(row.split(' ')[0]) for row in rows] == pytest.approx(scores, abs=6e-5)
+
+
+def test_pictures_of_a_size_that_a_librarys_net_does_not_take(predict, pictures, tmp_path, capsys):
+    arch = 'timm/vit_tiny_patch16_224'
+    torch.save({'arch': arch, 'task': 'imagenet', 'state_dict': models.classifiers[arch](7).state_dict()}, tmp_path / 'net.pth')
+    assert f'error: {arch} takes no pictures of 32 pixels: Input height' in predict.error(capsys, *pictures)
 
 
 @pytest.mark.parametrize(

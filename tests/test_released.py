@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 
 import pytest
@@ -120,6 +121,10 @@ def test_only_what_is_not_known_is_measured(tool, data, measured, tmp_path, caps
         tables = (tmp_path / 'out' / 'released.md').read_text()
         assert capsys.readouterr().out.endswith(tables)
     assert tables.count('- dla60x was measured with --amp bf16.\n') == 1
+    shutil.copytree(data[1], tmp_path / 'others')
+    measured.clear()
+    tool('--imagenet', tmp_path / 'others', *data[2:])
+    assert measured == [first, second]
 
 
 def test_a_stopped_call_goes_on_with_the_rest(tool, data, measured, monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 from signal import SIGINT, SIGTERM, Signals
 from unittest.mock import Mock
@@ -91,6 +92,23 @@ def test_killed_run_goes_on(undisturbed, tiny, tmp_path, monkeypatch, name, modu
     names = [LAST_OF_VOC, LAST_OF_VOC.replace('last', 'epoch2')] if name == 'segment' else [LAST, 'model_best.pth.tar']
     for file in names:
         assert_same(content(tmp_path, file), content(whole, file))
+
+
+def test_a_run_whose_lines_nobody_reads_any_more_is_saved_first(undisturbed, tiny, tmp_path, monkeypatch):
+    train, whole, _ = undisturbed('classify')
+    reader, writer = os.pipe()
+    with monkeypatch.context() as patch, open(writer, 'w') as gone, redirect_stdout(gone):
+        stop_at(patch, 1, end=lambda: os.close(reader))
+        with pytest.raises(Stopped, match='143'):
+            train('--output', tmp_path)
+    assert checkpoint.read(tmp_path / LAST).position['step'] == 2
+    train('--output', tmp_path, '--auto-resume')
+    assert_same(content(tmp_path, LAST), content(whole, LAST))
+
+
+def test_a_lack_of_memory_is_told_in_a_line(classify, monkeypatch, capsys):
+    monkeypatch.setattr(TinyNet, 'forward', lambda net, x: torch.empty(10**14))
+    assert 'out of memory, as 400000000000000 bytes more were needed: smaller batches' in classify.error(capsys)
 
 
 def test_what_a_net_draws_is_the_same_in_a_resumed_run(classify, tmp_path, monkeypatch):

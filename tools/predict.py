@@ -34,7 +34,7 @@ from tools.export import export, has_onnx
 from tools.pictures import Pictures, add_test_arguments, outputs_of
 from tools.pretrained import IMAGE_SIZES, TASKS, load_net
 from utils import checkpoint
-from utils.cli import Parser
+from utils.cli import Parser, check_image_size
 from utils.errors import UserError, exit_cleanly
 from utils.files import written_whole
 
@@ -63,6 +63,7 @@ def main(args: Namespace) -> None:
     paths = list_pictures(args.images)
     model, identity = load_net(checkpoint.read(args.checkpoint), args.task, args.arch)
     args.task, args.image_size = identity.task, args.image_size or IMAGE_SIZES[identity.task]
+    check_image_size(identity.arch, model, args.image_size)
     print(f'{identity.arch} for {args.task}, {len(identity.classes)} classes, {args.image_size} pixels')
     if args.export is not None:
         for file in export(model, args.export, args.image_size):

@@ -7,7 +7,7 @@
 WEIGHTS holds files under their released names, side by side or in the authors' folders (imagenet_models, coco_models,
 pascal_models). The numbers are those that classify.py, multilabel_classify.py and segment.py print. The tables go to
 stdout and into released.md, all numbers into released.json beside it, after every net. A net that is in released.json
-is not measured again: remove that file to start anew.
+is not measured again on the same folder: remove that file to start anew.
 """
 
 import json
@@ -92,7 +92,7 @@ def main(args: Namespace) -> None:
         rows = read_rows(record)
         for name, path in files.items():
             try:
-                if name not in rows:
+                if rows.get(name, {}).get('data') != data_of(name, args):
                     rows[name] = measure(name, path, args)
                     write_files({table: tables(rows).encode(), record: json.dumps(rows, indent=1).encode() + b'\n'})
             except UserError as error:
@@ -122,6 +122,11 @@ def find_files(args: Namespace) -> dict[str, Path]:
     return files
 
 
+def data_of(name: str, args: Namespace) -> str:
+    """The folder on which a file is evaluated."""
+    return str(getattr(args, RELEASED[name][0]).resolve())
+
+
 def read_rows(record: Path) -> dict[str, Row]:
     """What earlier calls measured; UserError if the file is not theirs."""
     if not record.exists():
@@ -148,6 +153,7 @@ def measure(name: str, path: Path, args: Namespace) -> Row:
         'source': source,
         'measured': measured,
         'difference': {key: measured[key] - value for key, value in published.items()},
+        'data': data_of(name, args),
         'amp': args.amp,
         'torch': torch.__version__,
         'git': git_commit(),

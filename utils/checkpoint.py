@@ -7,6 +7,7 @@ seed, scaler, position, smooth_loss, processes). Files of 2019 hold only some of
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -127,6 +128,8 @@ def _load(path: Path) -> Any:
         raise UserError(f'no checkpoint at {path}')
     damaged = f'{path}: not a PyTorch checkpoint, or a damaged one'
     with reading(damaged), torch.serialization.safe_globals(NUMPY_SCALARS):
+        if zipfile.is_zipfile(path) and (part := zipfile.ZipFile(path).testzip()):  # which torch.load does not look at
+            raise UserError(f'{damaged}: the checksum of {part} does not fit')
         try:
             return torch.load(path, map_location='cpu', weights_only=True)
         except pickle.UnpicklingError as error:

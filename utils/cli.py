@@ -133,16 +133,22 @@ def classifier_of(args: argparse.Namespace, num_classes: int) -> nn.Module:
         model = models.build_classifier(name, num_classes, **given)
     except ValueError as error:
         raise UserError(f'--arch {name}' + f' from {path}' * bool(path) + f': {error}') from None
-    if '/' in name:  # of a library: not all take pictures of any size
-        with torch.inference_mode(), reading(f'--arch {name} takes no pictures of {args.image_size} pixels'):
-            model.eval()(torch.zeros(1, 3, args.image_size, args.image_size))
-        model.train()
+    check_image_size(f'--arch {name}', model, args.image_size)
     if path and model.fresh:
         if args.evaluate:
             raise UserError(f'{path}: its {", ".join(model.fresh)} is not of {num_classes} classes')
         if is_main_process():
             print(f'=> left out of {path}, as initialised: {", ".join(model.fresh)}', flush=True)
     return model
+
+
+def check_image_size(name: str, model: nn.Module, side: int) -> None:
+    """UserError if a library's net does not take square pictures of so many pixels; those of the paper take any."""
+    if '/' in name:
+        was_training = model.training
+        with torch.inference_mode(), reading(f'{name} takes no pictures of {side} pixels'):
+            model.eval()(torch.zeros(1, 3, side, side))
+        model.train(was_training)
 
 
 def optional_path(text: str) -> Path | None:

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 # What torch's C++ adds to the text of an error: where it was raised, and a line per frame of the stack.
 CPP_STACK = re.compile(r'^(Exception raised from|frame #\d+:|C\+\+ CapturedTraceback).*', re.MULTILINE)
 
+# What torch says where a tensor finds no memory: that of a GPU, or the machine's.
+OUT_OF_MEMORY = re.compile(r"(?:out of memory|can't allocate memory).*?allocate ([\d.]+ \w+)", re.DOTALL)
+
 
 class UserError(Exception):
     """Something the user can mend; its text says what is wrong and where, in one line."""
@@ -20,18 +23,24 @@ class UserError(Exception):
 def exit_cleanly(main: Callable[[], None]) -> None:
     """Call `main`; a UserError ends the process with `error: ...` on stderr and exit status 1, Ctrl-C with 130.
 
-    So does an OSError, as of a folder that may not be looked into, which tells what it is about.
+    So do an OSError, as of a folder that may not be looked into, which tells what it is about, and a lack of memory.
     """
     try:
         main()
     except (UserError, OSError) as error:
         tell(error)
         raise SystemExit(1) from None
+    except RuntimeError as error:
+        found = OUT_OF_MEMORY.search(str(error))
+        if not found:
+            raise
+        tell(f'out of memory, as {found[1]} more were needed: smaller batches or images, or --amp bf16, take less')
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
 
-def tell(error: Exception) -> None:
+def tell(error: Exception | str) -> None:
     """Print it on one line of stderr."""
     print('error:', ' '.join(str(error).split()), file=sys.stderr)
 

@@ -1,6 +1,8 @@
 """What a run says: printed lines, a bar on a terminal, log.jsonl and curves.png."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,8 +35,15 @@ class Reporter:
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
         if is_main_process():
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
+            try:
+                tqdm.write(line, file=sys.stdout)
+                sys.stdout.flush()
+            except BrokenPipeError:  # nobody reads on, as behind `| head`
+                if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+                    raise
+                # In training it stops where nothing is lost.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                signal.raise_signal(signal.SIGTERM)
 
     def bar(self, batches: Iterator, total: int, start: int = 0, label: str = '') -> tqdm:
         """Pass batches on and show a bar of them on a terminal."""
