@@ -38,9 +38,13 @@ def conv_relu(
     """relu(conv(x) + bias + other) in one pass of cuDNN's."""
     # An operator of our own, because compilers do not know the sizes of what cuDNN's return.
     geometry = stride, padding, dilation, groups
-    if other is None:
-        return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
-    return torch.cudnn_convolution_add_relu(x, weight, other, 1.0, bias, *geometry)
+    try:
+        if other is None:
+            return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
+        return torch.cudnn_convolution_add_relu(x, weight, other, 1.0, bias, *geometry)
+    except RuntimeError:  # it has none of this geometry
+        y = F.conv2d(x, weight, bias, *geometry)
+        return (y if other is None else y.add_(other)).relu_()
 
 
 @conv_relu.register_fake
@@ -49,7 +53,7 @@ def _sized(x, weight, bias, other, *geometry) -> Tensor:
 
 
 def relus_in_convs(device: torch.device) -> bool:
-    """Whether cuDNN has `conv_relu` there: on NVIDIA's GPUs, for all convolutions from Ampere on."""
+    """Whether cuDNN's `conv_relu` is known to be fast there: on NVIDIA's GPUs from Ampere on."""
     return device.type == 'cuda' and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
@@ -63,7 +67,8 @@ class Conv(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.geometry = conv.stride, conv.padding, conv.dilation, conv.groups
         self.relu = relu
-        self.in_one_pass = relus_in_convs(weight.device) and not isinstance(conv.padding, str)
+        is_plain = not isinstance(conv.padding, str) and (conv.groups == 1 or weight.shape[1] >= 4)
+        self.in_one_pass = is_plain and relus_in_convs(weight.device)
 
     def forward(self, x: Tensor, other: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
         """N x in x H x W and, to be added, N x out x H' x W' -> N x out x H' x W'; by another weight where given."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
 
+import models.elastic
 import models.fused
 from data.voc import CLASSES
 from models.deeplab import DeepLab
@@ -122,6 +123,39 @@ def test_what_cuda_graphs_return_is_added_to_memory_of_our_own(monkeypatch):
     training_step.optimizer_step(0.1)
     assert all(parameter.grad is gradient for parameter, gradient in zip(net.parameters(), own, strict=True))
     assert not any(gradient.any() for gradient in own)
+
+
+@pytest.mark.parametrize(
+    ('device', 'gpus', 'job', 'graphs'),
+    [
+        ('cuda', 1, False, True),
+        ('cuda', 2, False, False),
+        ('cuda:1', 2, False, True),
+        ('cuda', 1, True, False),
+        ('cpu', 0, False, False),
+    ],
+)
+def test_compiled_training_steps_of_one_gpu_are_cuda_graphs(monkeypatch, device, gpus, job, graphs):
+    modes, compute = [], Compute('cpu', compile=True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
+    monkeypatch.setattr('utils.device.is_distributed', lambda: job)
+    monkeypatch.setattr('utils.device.DistributedDataParallel', lambda net, **_: net)
+    monkeypatch.setattr(torch.nn, 'DataParallel', lambda net: net)
+    monkeypatch.setattr(torch, 'compile', lambda net, mode: modes.append(mode))
+    compute.device = torch.device(device)
+    for train in True, False:
+        compute.runner(TinyNet(3), train)
+    assert modes == ['reduce-overhead' if graphs else None, None]
+
+
+def test_elastic_blocks_are_summed_jointly_on_gpus_in_half_precision_and_resized_outside_of_autocast(monkeypatch):
+    block, contexts, autocast = TinyNet(3).block, [], torch.autocast
+    monkeypatch.setattr(block, 'joint_sum', lambda x: 'joint')
+    monkeypatch.setattr(torch, 'autocast', lambda *a, **k: contexts.append((a, k)) or autocast('cpu', enabled=False))
+    with FakeTensorMode(), GPU:
+        assert block.branch_sum(torch.zeros(1, 8, 4, 4, dtype=torch.bfloat16)) == 'joint'
+        models.elastic.up(torch.zeros(1, 8, 4, 4, dtype=torch.bfloat16), (8, 8))
+    assert contexts == [(('cuda',), {'enabled': False})]
 
 
 def test_in_half_precision_gpus_add_and_clip_inside_convolutions(monkeypatch):

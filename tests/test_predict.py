@@ -57,7 +57,8 @@ def assert_blocks(text, expected):
 
 def test_pictures_of_a_size_that_a_librarys_net_does_not_take(predict, pictures, tmp_path, capsys):
     arch = 'timm/vit_tiny_patch16_224'
-    torch.save({'arch': arch, 'task': 'imagenet', 'state_dict': models.classifiers[arch](7).state_dict()}, tmp_path / 'net.pth')
+    state = models.classifiers[arch](7).state_dict()
+    torch.save({'arch': arch, 'task': 'imagenet', 'state_dict': state}, tmp_path / 'net.pth')
     assert f'error: {arch} takes no pictures of 32 pixels: Input height' in predict.error(capsys, *pictures)
 
 

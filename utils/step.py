@@ -31,8 +31,10 @@ class TrainingStep:
                 # as in fp16 they often are not, PyTorch's fused SGD makes the buffers and does not fill them.
                 if group.get('momentum') and parameter.requires_grad:
                     optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
-                # What a CUDA graph returns is overwritten by the next micro-batch's: it is added to memory of our own.
-                if compute.captures and parameter.requires_grad:
+
+        if compute.captures:  # what a CUDA graph returns is overwritten by the next: it is added to memory of our own
+            for parameter in model.parameters():
+                if parameter.requires_grad:
                     parameter.grad = torch.zeros_like(parameter)
 
     def __call__(self, step: int, images: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
@@ -48,6 +50,8 @@ class TrainingStep:
 
     def forward(self, images: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
         """Outputs, in float32 at least, and mean loss () of a micro-batch N x 3 x H x W."""
+        if self.compute.compile:  # for each number of its own: one for any number would be used for all from then on
+            torch._dynamo.mark_static(images, 0)
         outputs = self.runner(images)
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return outputs, self.loss(outputs, targets)
@@ -77,8 +81,9 @@ class Evaluator:
     """A net as it is tested: fused and in the precision of the arithmetic, compiled once for all tests."""
 
     def __init__(self, model: nn.Module, compute: Compute, wrap: Callable[[Runner], Runner] | None = None):
-        self.model, self.compute, self.wrap, self.largest = model, compute, wrap, 0
+        self.model, self.compute, self.wrap = model, compute, wrap
         self.net: nn.Module | None = None
+        self.shape: torch.Size | None = None  # of a compiled net's batches
 
     def load(self) -> Runner:
         """Take the weights that the net now has; a function of images N x 3 x H x W that gives outputs in float32."""
@@ -91,7 +96,20 @@ class Evaluator:
     def _outputs(self, images: Tensor) -> Tensor:
         images = images.to(self.compute.dtype)
         count = len(images)
-        if self.compute.compile:  # for one size: for any it would be a sixth slower on a GPU
-            self.largest = max(self.largest, count)
-            images = F.pad(images, (*6 * [0], 0, self.largest - count))
+        if self.compute.compile:
+            images = self._filled(images)
         return self.runner(images)[:count].float()
+
+    def _filled(self, images: Tensor) -> Tensor:
+        """With zeros up to the largest batch so far: a net for any number of images is a sixth slower on a GPU.
+
+        But images of another size than the first may be of many sizes, and each of few images.
+        """
+        self.shape = self.shape or images.shape
+        if images.shape[1:] != self.shape[1:]:
+            torch._dynamo.maybe_mark_dynamic(images, 0)
+            return images
+        self.shape = max(self.shape, images.shape)
+        images = F.pad(images, (*6 * [0], 0, self.shape[0] - len(images)))
+        torch._dynamo.mark_static(images, 0)
+        return images

@@ -1,7 +1,8 @@
 """Nets at work, tested or trained: images per second, peak memory, and the share of what a matrix product reaches.
 
 Each way to run a net has a process of its own, since memory is managed for a whole process (utils/device.py), and is
-measured in rounds: a step on a CPU; on a GPU 20 steps, or those of a second, whose memory is freed for the next way.
+measured in rounds: a step on a CPU; on a GPU 20 steps, or those of a second, whose memory is freed for the next way
+but for what belongs to CUDA graphs.
 """
 
 import statistics
