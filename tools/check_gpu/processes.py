@@ -1,6 +1,6 @@
 """Checks of jobs: two processes of this file, by NCCL where there are two GPUs, else by gloo.
 
-python -m tools.check_gpu.processes WHAT FOLDER ...         is one of them; the checks start it
+    python -m tools.check_gpu.processes WHAT FOLDER ...         is one of them; the checks start it
 """
 
 import os
