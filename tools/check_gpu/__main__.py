@@ -53,6 +53,7 @@ CHECKS: dict[str, Check] = {
     'fused = plain': partial(ways.tests_alike, net='dla_elastic'),
     'fused and compiled = plain': partial(ways.tests_alike, net='resnext', compile=True),
     'compiled = eager, training': partial(ways.trains_alike, net='resnext', compile=True),
+    'compiled = eager, training of segmentation': partial(ways.trains_alike, net='deeplab', compile=True),
     'channels-last = contiguous': partial(ways.trains_alike, net='resnext', channels_last=False),
     'recomputed = kept, deeplab': partial(ways.recomputes_alike, net='deeplab'),
     'recomputed = kept, densenet': partial(ways.recomputes_alike, net='densenet_elastic'),
