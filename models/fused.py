@@ -6,7 +6,7 @@ a convolution before it can take it in. Outputs are the same up to rounding; net
 
 import copy
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -24,36 +24,42 @@ def fused(net: nn.Module) -> nn.Module:
     return fuse(copy.deepcopy(net).eval().requires_grad_(False))
 
 
-@torch.library.custom_op('elastic::conv_relu', mutates_args=(), device_types='cuda')
-def conv_relu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    other: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Tensor:
-    """relu(conv(x) + bias + other) in one pass of cuDNN's."""
-    # An operator of our own, because compilers do not know the sizes of what cuDNN's return.
-    geometry = stride, padding, dilation, groups
-    try:
-        if other is None:
-            return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
-        return torch.cudnn_convolution_add_relu(x, weight, other, 1.0, bias, *geometry)
-    except RuntimeError:  # it has none of this geometry
-        y = F.conv2d(x, weight, bias, *geometry)
-        return (y if other is None else y.add_(other)).relu_()
+@cache
+def register_conv_relu() -> torch.library.CustomOpDef:
+    """Make torch.ops.elastic.conv_relu, which computes relu(conv(x) + bias + other) in one pass of cuDNN's.
 
+    An operator of our own, because compilers do not know the sizes of what cuDNN's return.
+    """
 
-@conv_relu.register_fake
-def _sized(x, weight, bias, other, *geometry) -> Tensor:
-    return F.conv2d(x, weight, bias, *geometry)
+    @torch.library.custom_op('elastic::conv_relu', mutates_args=(), device_types='cuda')
+    def conv_relu(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        other: Tensor | None,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+    ) -> Tensor:
+        geometry = stride, padding, dilation, groups
+        try:
+            if other is None:
+                return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
+            return torch.cudnn_convolution_add_relu(x, weight, other, 1.0, bias, *geometry)
+        except RuntimeError:  # it has none of this geometry
+            y = F.conv2d(x, weight, bias, *geometry)
+            return (y if other is None else y.add_(other)).relu_()
+
+    @conv_relu.register_fake
+    def _sized(x, weight, bias, other, *geometry) -> Tensor:
+        return F.conv2d(x, weight, bias, *geometry)
+
+    return conv_relu
 
 
 def relus_in_convs(device: torch.device) -> bool:
-    """Whether cuDNN's `conv_relu` is known to be fast there: on NVIDIA's GPUs from Ampere on."""
+    """Whether the operator is known to be fast there: on NVIDIA's GPUs from Ampere on."""
     return device.type == 'cuda' and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
@@ -69,12 +75,14 @@ class Conv(nn.Module):
         self.relu = relu
         is_plain = not isinstance(conv.padding, str) and (conv.groups == 1 or weight.shape[1] >= 4)
         self.in_one_pass = is_plain and relus_in_convs(weight.device)
+        if self.in_one_pass:
+            register_conv_relu()
 
     def forward(self, x: Tensor, other: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
         """N x in x H x W and, to be added, N x out x H' x W' -> N x out x H' x W'; by another weight where given."""
         weight = self.weight if weight is None else weight
         if self.relu and self.in_one_pass and waits_for_memory(x):
-            return conv_relu(x, weight, self.bias, other, *self.geometry)
+            return torch.ops.elastic.conv_relu(x, weight, self.bias, other, *self.geometry)
         y = F.conv2d(x, weight, self.bias, *self.geometry)
         if other is not None:
             y.add_(other)

@@ -159,9 +159,10 @@ def test_elastic_blocks_are_summed_jointly_on_gpus_in_half_precision_and_resized
 
 
 def test_in_half_precision_gpus_add_and_clip_inside_convolutions(monkeypatch):
-    calls, run = [], models.fused.conv_relu
+    models.fused.register_conv_relu()
+    calls, run = [], torch.ops.elastic.conv_relu
     monkeypatch.setattr(models.fused, 'relus_in_convs', lambda device: device.type == 'cuda')
-    monkeypatch.setattr(models.fused, 'conv_relu', lambda *given: calls.append(given[3]) or run(*given))
+    monkeypatch.setattr(torch.ops.elastic, 'conv_relu', lambda *given: calls.append(given[3]) or run(*given))
     with torch.device('meta'):
         net = ResNeXt((2, 1, 1, 1), 9, elastic=True)
     with FakeTensorMode(), GPU:
