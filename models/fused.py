@@ -126,27 +126,21 @@ class Branches(nn.Module):
             halves = list(zip(high, low, strict=True))
             front = [side_by_side(*pair, same_input=place == 0) for place, pair in enumerate(halves[:-1])]
             high = [*front, summed(*halves[-1])]
-        self.high, self.low = nn.ModuleList(high), nn.ModuleList(low) if block.elastic else None
+        self.elastic = block.elastic
+        self.high, self.last = nn.Sequential(*high[:-1]), high[-1]
+        if block.elastic:
+            self.low, self.low_last = nn.Sequential(*low[:-1]), low[-1]
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """N x in x H x W and, to be added, N x out x H' x W' -> N x out x H' x W'."""
-        *front, last = self.high
-        if self.low is None:
-            return last(in_turn(front, x), other)
-        *low_front, low_last = self.low
-        low, size = in_turn(low_front, down(x)), x.shape[-2:]
-        if waits_for_memory(x) and last.weight.shape[2:] == (1, 1):  # as in TwoBranchBottleneck.joint_sum
-            both = torch.cat([in_turn(front, x), up(low, size)], 1)
-            return last(both, other, torch.cat([last.weight, low_last.weight], 1))
-        half = up(low_last(low), size)
-        return last(in_turn(front, x), half if other is None else half.add_(other))
-
-
-def in_turn(layers: list[nn.Module], x: Tensor) -> Tensor:
-    """What the layers make of x, one after the other."""
-    for layer in layers:
-        x = layer(x)
-    return x
+        if not self.elastic:
+            return self.last(self.high(x), other)
+        low, size = self.low(down(x)), x.shape[-2:]
+        if waits_for_memory(x) and self.last.weight.shape[2:] == (1, 1):  # as in TwoBranchBottleneck.joint_sum
+            both = torch.cat([self.high(x), up(low, size)], 1)
+            return self.last(both, other, torch.cat([self.last.weight, self.low_last.weight], 1))
+        half = up(self.low_last(low), size)
+        return self.last(self.high(x), half if other is None else half.add_(other))
 
 
 def bottleneck_branches(block: TwoBranchBottleneck, relu: bool) -> Branches:

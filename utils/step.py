@@ -110,6 +110,7 @@ class Evaluator:
             torch._dynamo.maybe_mark_dynamic(images, 0)
             return images
         self.shape = max(self.shape, images.shape)
-        images = F.pad(images, (*6 * [0], 0, self.shape[0] - len(images)))
+        if images.shape != self.shape:  # else it would be a copy
+            images = F.pad(images, (*6 * [0], 0, self.shape[0] - len(images)))
         torch._dynamo.mark_static(images, 0)
         return images
