@@ -169,6 +169,16 @@ def test_checkpoints_of_another_net_run_or_classes_stay(undisturbed, classify, s
     assert [path.read_bytes() for path in places.values()] == before
 
 
+def test_a_run_stopped_in_its_first_epoch_does_not_go_on_over_the_best_of_a_net_begun_there_since(
+    classify, small, tmp_path, stopped, capsys
+):
+    classify('--output', tmp_path, '-a', 'small', '--epochs', 1)
+    best = (tmp_path / 'model_best.pth.tar').read_bytes()
+    told = f'error: {tmp_path / "model_best.pth.tar"} is of another run: give this one a folder of its own'
+    assert classify.error(capsys, '--output', tmp_path, '--auto-resume').startswith(told)
+    assert (tmp_path / 'model_best.pth.tar').read_bytes() == best
+
+
 def test_an_epoch_that_was_not_tested_is_tested_in_other_batches(classify, tmp_path, monkeypatch):
     """As if memory had not been enough for those before; it is not trained again."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
