@@ -66,12 +66,17 @@ class Job:
 
 
 def launch(world, *arguments, store=None, restart=0, own=None, **environment):
-    """A job of so many processes with the environment of torch.distributed.run, each with its `own` last argument."""
+    """A job of so many processes with the environment of torch.distributed.run, each with its `own` last argument.
+
+    They are as if on machines of their own, of which the first one's launcher counts a `restart`.
+    """
     store = store or TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
     told = environment | {'WORLD_SIZE': world, 'MASTER_ADDR': HOST, 'MASTER_PORT': store.port}
-    told |= {'TORCHELASTIC_USE_AGENT_STORE': True, 'TORCHELASTIC_RESTART_COUNT': restart}
+    told |= {'TORCHELASTIC_USE_AGENT_STORE': True}
+    counts = [restart, *[0] * (world - 1)]
     own = [(argument,) for argument in own] if own else [()] * world
-    return Job(*[((*arguments, *own[n]), told | {'RANK': n, 'LOCAL_RANK': n}) for n in range(world)], store=store)
+    numbers = [{'RANK': n, 'LOCAL_RANK': n, 'TORCHELASTIC_RESTART_COUNT': counts[n]} for n in range(world)]
+    return Job(*[((*arguments, *own[n]), told | numbers[n]) for n in range(world)], store=store)
 
 
 def run(world, *arguments, **options):

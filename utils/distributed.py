@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import torch
 from torch import Tensor, distributed
@@ -115,8 +116,7 @@ def _meet(args: Namespace, number: int, world: int, address: str) -> Store:
         raise UserError('--dist-backend nccl needs GPUs, and none is used here: gloo works everywhere')
     timeout = timedelta(seconds=args.dist_timeout)
     store = _rendezvous(address, number, world, timeout)
-    # A launcher that starts killed processes anew keeps its store, where the dead ones' addresses still are.
-    store = distributed.PrefixStore(f'attempt {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
+    store = distributed.PrefixStore(_agree_on_prefix(store, number, world, args.dist_timeout), store)
     # NCCL cannot send what is not on a GPU.
     backend = 'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend
     distributed.init_process_group(backend, store=store, rank=number, world_size=world, timeout=timeout)
@@ -135,6 +135,30 @@ def _rendezvous(address: str, number: int, world: int, timeout: timedelta) -> St
         raise
     except (RuntimeError, ValueError, AssertionError) as error:  # what torch finds wrong with an address
         raise UserError(f'--dist-url {address}: {error}; processes meet at tcp://HOST:PORT') from error
+
+
+def _agree_on_prefix(store: Store, number: int, world: int, timeout: float) -> str:
+    """A word for what these processes keep in the store, where those that a launcher has replaced have left their own.
+
+    It is the first one's, who waits for an answer of each other one and repeats it: a word that is left of an earlier
+    start gets no such echo. Launchers' counts of restarts would not do. Of several machines' only the one counts whose
+    process failed, and the others that it made start theirs anew do not.
+    """
+    own = uuid4().hex
+    if number == 0:
+        store.set('prefix', own)
+        for other in range(1, world):
+            store.set(f'{own} echo {other}', store.get(f'{own} {other}'))
+        return own
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        prefix = store.get('prefix').decode()
+        store.set(f'{prefix} {number}', own)
+        time.sleep(0.1)
+        echo = f'{prefix} echo {number}'
+        if store.check([echo]) and store.get(echo).decode() == own:
+            return prefix
+    raise distributed.DistStoreError('the first process did not answer')
 
 
 @contextmanager
