@@ -9,7 +9,7 @@ Which scale matters is learned, block by block, at no extra parameter and with f
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -35,10 +35,8 @@ def up(x: Tensor, size: tuple[int, int]) -> Tensor:
     # Of one sign and in the worst order that costs 0.5 % in bfloat16 (2 % at most, no bias), where to round the exact
     # sum costs 0.2 %; float32 would double what these maps read and write. Transposed convs (DLA-Up) add in float32.
     resize = PooledUp.apply if x.requires_grad and torch.compiler.is_compiling() else double
-    if x.is_cuda:
-        with torch.autocast('cuda', enabled=False):  # which makes float32 of what is resized, and so of all behind it
-            x = resize(x)
-    else:
+    # On GPUs autocast makes float32 of what is resized, and so of all behind it.
+    with torch.autocast('cuda', enabled=False) if x.is_cuda else nullcontext():
         x = resize(x)
     return x if x.shape[-2:] == size else x[..., : size[0], : size[1]]
 

@@ -49,7 +49,7 @@ def main(args: Namespace) -> None:
 
 def predict(args: Namespace, data: MultiLabelImages, chosen: np.ndarray) -> np.ndarray:
     """The probability of each class in each of the chosen images, n x C."""
-    model, _ = open_classifier(args.checkpoint, args.arch, 'coco', data.classes)
+    model, _ = open_classifier(args.checkpoint, args.arch, args.image_size, 'coco', data.classes)
     return torch.stack([logits.sigmoid() for logits, _ in outputs_of(model, data, args, [chosen])]).numpy()
 
 

@@ -12,7 +12,7 @@ import models
 from data.class_names import DATA_SETS, default_names
 from utils import checkpoint
 from utils.checkpoint import Checkpoint, CheckpointMeta, load_for_evaluation, resume, submodule_state_dict
-from utils.cli import classifier
+from utils.cli import check_image_size, classifier
 from utils.errors import UserError
 
 Builder = Callable[..., nn.Module]
@@ -52,15 +52,17 @@ def load_net(
 
 
 def open_classifier(
-    path: Path, arch: str | None = None, task: str | None = None, expected: list[str] | None = None
+    path: Path, arch: str | None, side: int, task: str | None = None, expected: list[str] | None = None
 ) -> tuple[nn.Module, CheckpointMeta]:
     """The classifier of a file with its weights, in evaluation mode, and what it is for; the rest is as load_net's.
 
-    A file that does not name its task counts as ImageNet's, whose nets are COCO's too.
+    A file that does not name its task counts as ImageNet's, whose nets are COCO's too. UserError also if the net does
+    not take pictures of `side` pixels.
     """
     found = checkpoint.read(path)
     own = 'coco' if found.task == 'coco' else 'imagenet'
     model, identity = load_net(found, task or own, arch, expected)
+    check_image_size(identity.arch, model, side)
     return model.eval(), identity
 
 

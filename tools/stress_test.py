@@ -27,7 +27,7 @@ from tools import markdown
 from tools.pictures import add_test_arguments, outputs_of
 from tools.pretrained import add_arch_argument, open_classifier
 from tools.results import ToolReporter, add_out_argument, check_results, write_results
-from utils.cli import Parser, check_image_size, scales
+from utils.cli import Parser, scales
 from utils.errors import UserError, exit_cleanly
 from utils.loader import MEAN
 from utils.metrics import TopKError
@@ -73,10 +73,11 @@ def open_nets(args: Namespace, classes: list[str]) -> dict[str, nn.Module]:
     paths, archs = args.checkpoints, args.arch or [None] * len(args.checkpoints)
     if len(archs) != len(paths):
         raise UserError(f'--arch is given {len(archs)} times for {len(paths)} checkpoints')
-    opened = [open_classifier(path, arch, 'imagenet', classes) for path, arch in zip(paths, archs, strict=True)]
+    opened = [
+        open_classifier(path, arch, args.image_size, 'imagenet', classes)
+        for path, arch in zip(paths, archs, strict=True)
+    ]
     names = [identity.arch for _, identity in opened]
-    for name, (net, _) in zip(names, opened, strict=True):
-        check_image_size(name, net, args.image_size)
     folder = os.path.commonpath([path.resolve().parent for path in paths])
     return {
         name if names.count(name) == 1 else f'{name} ({path.resolve().relative_to(folder)})': fused(net)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.norm import bn_buffers
 from utils import checkpoint
-from utils.checkpoint import Checkpoint, CheckpointMeta, check_fit, head_mismatch, load_optimizer, read, resume, transfer
+from utils.checkpoint import Checkpoint, CheckpointMeta, check_fit, head_mismatch, load_optimizer, resume, transfer
 from utils.distributed import all_gather_object, is_distributed, is_main_process, rank, together, world_size
 from utils.errors import UserError, reading
 from utils.logger import Log, Reporter
@@ -222,8 +222,9 @@ class Run:
         if found and difference and found.path in own:
             raise UserError(f'{found.path} cannot be resumed: {difference}; give another --output')
         goes_on = found and not difference and found.path.resolve().parent == self.folder.resolve()
-        if goes_on and not found.best:  # stopped in its first epoch: since then another net may have left its best here
-            own = [path for path in own if path.name == self.names.best and read(path).arch != self.meta.arch]
+        if goes_on and not found.best:  # it has no best yet: one that is there may be of a net that was begun since
+            bests = [path for path in own if path.name == self.names.best]
+            own = [path for path in bests if checkpoint.read(path).arch != self.meta.arch]
             goes_on = not own
         if own and not goes_on:
             last = self.folder / self.names.last

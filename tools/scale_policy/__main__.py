@@ -24,7 +24,7 @@ from tools.policies import Policies, is_elastic, measure
 from tools.pretrained import add_arch_argument, open_classifier
 from tools.results import add_out_argument, check_results, write_results
 from tools.scale_policy.figure import draw_folder, draw_pictures
-from utils.cli import Parser, check_image_size
+from utils.cli import Parser
 from utils.device import Compute
 from utils.errors import UserError, exit_cleanly
 
@@ -47,10 +47,9 @@ def make_parser() -> Parser:
 def main(args: Namespace) -> None:
     """Measure, draw and note."""
     pictures, compute = open_pictures(args), Compute(args.device)
-    model, identity = open_classifier(args.checkpoint, args.arch)
+    model, identity = open_classifier(args.checkpoint, args.arch, args.image_size)
     if not is_elastic(model):
         raise UserError(f'{args.checkpoint}: {identity.arch} has no elastic block, so nothing to choose')
-    check_image_size(identity.arch, model, args.image_size)
     check_results(args.out)
     batches = (images for images, _ in make_loader(pictures, args, compute))
     policies = measure(compute.place(model), batches, args.image_size)
