@@ -184,34 +184,33 @@ class Trainer:
         with together():
             self._check(train_set)
             output_lock = lock(args.output) if is_main_process() else nullcontext()
-        with output_lock:
+        with output_lock, SignalHandler() as stop:
             with together():  # only once locked: no other run can replace the file that is read
                 found = find_checkpoint(args, self.names)
             images = f'{len(train_set):,} training' + (f' and {len(val_set):,} test' if val_set is not None else '')
             self._describe(images, f'{self.accum_steps} x {self.micro_batch} per update')
             keep_freed_memory(compute.device)
             training_step = TrainingStep(self.model, self.loss, compute, optimizer, self.accum_steps)
-            with SignalHandler() as stop:
-                with together():
-                    plan = {'samples': len(train_set), 'micro-batch': self.micro_batch, 'accumulate': self.accum_steps}
-                    steps = len(self._train_batches(train_set, seed=0))
-                    run = Run(args, self.meta, self.names, training_step, plan, steps, reporter)
-                    run.begin(found, str(compute))
-                run.check_same_start()
-                train_loader = DeviceLoader(train_set, self._train_batches(train_set, run.seed), compute, args.workers)
-                if val_set is not None:
-                    val_loader = self._eval_loader(val_set, None, share=args.average_bn or args.sync_bn)
-                    evaluator = Evaluator(self.model, compute)
-                if run.epoch >= args.epochs:
-                    reporter.say(f'=> nothing to train: {run.epoch} epochs are done, and --epochs is {args.epochs}')
-                with run.saved_when_stopped():
-                    while run.epoch < args.epochs:
-                        metrics = run.resumed_metrics(train_metrics(compute.device))
-                        results = {'train': train_epoch(training_step, schedule, train_loader, metrics, run, stop)}
-                        if val_set is not None:
-                            run.save(self.names.last)  # whatever goes wrong in the test
-                            results['val'] = self._test(evaluator, val_loader, val_metrics, stop)
-                        run.finish_epoch(schedule(run.epoch + (run.step - 1) / run.step), **results)
+            with together():
+                plan = {'samples': len(train_set), 'micro-batch': self.micro_batch, 'accumulate': self.accum_steps}
+                steps = len(self._train_batches(train_set, seed=0))
+                run = Run(args, self.meta, self.names, training_step, plan, steps, reporter)
+                run.begin(found, str(compute))
+            run.check_same_start()
+            train_loader = DeviceLoader(train_set, self._train_batches(train_set, run.seed), compute, args.workers)
+            if val_set is not None:
+                val_loader = self._eval_loader(val_set, None, share=args.average_bn or args.sync_bn)
+                evaluator = Evaluator(self.model, compute)
+            if run.epoch >= args.epochs:
+                reporter.say(f'=> nothing to train: {run.epoch} epochs are done, and --epochs is {args.epochs}')
+            with run.saved_when_stopped():
+                while run.epoch < args.epochs:
+                    metrics = run.resumed_metrics(train_metrics(compute.device))
+                    results = {'train': train_epoch(training_step, schedule, train_loader, metrics, run, stop)}
+                    if val_set is not None:
+                        run.save(self.names.last)  # whatever goes wrong in the test
+                        results['val'] = self._test(evaluator, val_loader, val_metrics, stop)
+                    run.finish_epoch(schedule(run.epoch + (run.step - 1) / run.step), **results)
 
     def _test(
         self, evaluator: Evaluator, loader: DeviceLoader, metrics: NewMetrics, stop: SignalHandler
