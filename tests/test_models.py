@@ -1,12 +1,13 @@
-"""Every net against the numbers of the reference; in other sizes, layouts, precisions; fused, recomputed; its cost."""
+"""Every net against the numbers of the reference; in other sizes and precisions; fused, recomputed, compiled; cost."""
 
 import copy
-import pickle
 from collections import OrderedDict
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import models
 from models.cost import count_macs, count_parameters
@@ -14,6 +15,10 @@ from models.fused import Conv, fused
 from models.recompute import RecomputedSequential, frozen_statistics
 from tests.nets import CLASSIFIERS, FAMILIES, NETS, assert_equal, filled, in_make_test, noise, on_meta, recomputing
 from tools.check_gpu.golden import evaluation_errors, load, load_weights, training_errors
+from tools.check_gpu.result import distance
+from tools.check_gpu.ways import SIDE, recomputes_alike, trained
+from utils.device import Compute
+from utils.step import Evaluator
 
 # Of norms that follow a concatenation or a pooling, DenseNets have one in each layer, one in each transition, the last.
 LAYERS = {'densenet': 4, 'densenet_elastic': 5, 'densenet201': 98, 'densenet201_elastic': 100}
@@ -118,13 +123,6 @@ def test_a_fused_sequence_keeps_names_and_scales_biases():
     assert list(map(type, copied)) == [Conv, nn.Identity, nn.Identity, nn.AvgPool2d, nn.Conv2d]
 
 
-def step(net: nn.Module) -> list:
-    """One training step's output, gradients and statistics."""
-    output = net.train()(noise(2, 3, 64, 65))
-    output.square().sum().backward()
-    return [output, *(p.grad for p in net.parameters() if p.requires_grad), *net.buffers()]
-
-
 @pytest.mark.parametrize(
     'name, parts, twice',
     [
@@ -135,11 +133,11 @@ def step(net: nn.Module) -> list:
 )
 def test_a_step_runs_some_parts_twice_and_is_the_same(name, parts, twice):
     """So that the nets of full size are compared with the reference in one way only, recomputed."""
-    net, runs = filled(name, 5, checkpoint_activations=True), []
+    assert recomputes_alike(torch.device('cpu'), name).holds
+    net, runs = filled(name, 5, checkpoint_activations=True).train(), []
     for part in parts:
         net.get_submodule(part).register_forward_pre_hook(lambda *_, part=part: runs.append(part))
-    both = zip(step(filled(name, 5, checkpoint_activations=False)), step(net), strict=True)
-    assert all(torch.equal(plain, recomputed) for plain, recomputed in both)
+    net(noise(2, 3, 64, 65)).sum().backward()
     assert runs == [*parts, *(parts[place] for place in twice)]
 
 
@@ -168,6 +166,36 @@ def test_statistics_are_frozen_inside_and_restored_after_an_error():
     assert {norm.num_batches_tracked.item() for norm in net} == {2}
 
 
+# Compiled
+
+
+def takes_any_number(traced):
+    inputs = [node.meta['example_value'] for node in traced.graph.nodes if node.op == 'placeholder']
+    shapes = [value.shape for value in inputs if isinstance(value, torch.Tensor)]
+    return any(isinstance(shape[0], torch.SymInt) for shape in shapes if shape)
+
+
+@in_make_test('resnext', 'dla', 'densenet_elastic')
+def test_nets_are_compiled_once_for_training_and_once_for_any_number_of_images_to_test(name, monkeypatch):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend('aot_eager')  # it runs as it was traced
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend=counter))
+    build = partial(filled, name, num_classes=9, dtype=torch.float64, **recomputing(name))
+    steps = (trained(torch.device('cpu'), build(), compile=compiled) for compiled in (False, True))
+    for expected, found in zip(*(step.values() for step in steps), strict=True):
+        assert distance(found, expected) < 1e-8
+    model, compute, image = build(), Compute('cpu', compile=True), noise(1, 3, SIDE, SIDE, dtype=torch.float64)
+    with torch.inference_mode():  # the copy, fused and compiled, in float32
+        expected, tester = model(image).float(), Evaluator(model, compute)
+        atol = 1e-5 * expected.abs().max().item()
+        for number in 4, 3, 2:  # filled up to 4
+            outputs = tester.load()(image.repeat(number, 1, 1, 1))
+            torch.testing.assert_close(outputs, expected.expand_as(outputs), rtol=1e-4, atol=atol)
+        for number in 2, 3:  # of another size, of which there may be many
+            tester.load()(noise(number, 3, SIDE + 8, SIDE + 8))
+    assert [takes_any_number(traced) for traced in counter.graphs] == [False, False, True]
+
+
 # What a net costs, counted from outside
 
 
@@ -185,14 +213,3 @@ def test_a_builder_costs_what_its_net_does_without_what_is_recomputed():
     build = FAMILIES['densenet']
     assert count_macs(build(checkpoint_activations=True), 64) == count_macs(build, 64)
     assert count_macs(nn.ReLU()) == 0
-
-
-@pytest.mark.parametrize('training', [False, True])
-def test_counting_leaves_nothing_on_the_net(training):
-    """Neither values nor attributes, hooks among them, are others; and the tensors are the same objects."""
-    net = FAMILIES['resnext'](5).train(training)
-    before, tensors = pickle.dumps(net), [*net.parameters(), *net.buffers()]
-    assert count_macs(net, 64)
-    assert pickle.dumps(net) == before
-    assert [id(tensor) for tensor in (*net.parameters(), *net.buffers())] == list(map(id, tensors))
-    assert all(parameter.grad is None for parameter in net.parameters())
