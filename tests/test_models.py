@@ -1,6 +1,7 @@
 """Every net against the numbers of the reference; in other sizes and precisions; fused, recomputed, compiled; cost."""
 
 import copy
+import pickle
 from collections import OrderedDict
 from functools import partial
 
@@ -213,3 +214,14 @@ def test_a_builder_costs_what_its_net_does_without_what_is_recomputed():
     build = FAMILIES['densenet']
     assert count_macs(build(checkpoint_activations=True), 64) == count_macs(build, 64)
     assert count_macs(nn.ReLU()) == 0
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_counting_leaves_nothing_on_the_net(training):
+    """Neither values nor attributes, hooks among them, are others; and the tensors are the same objects."""
+    net = FAMILIES['resnext'](5).train(training)
+    before, tensors = pickle.dumps(net), [*net.parameters(), *net.buffers()]
+    assert count_macs(net, 64)
+    assert pickle.dumps(net) == before
+    assert [id(tensor) for tensor in (*net.parameters(), *net.buffers())] == list(map(id, tensors))
+    assert all(parameter.grad is None for parameter in net.parameters())
