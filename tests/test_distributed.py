@@ -1,10 +1,12 @@
 """Jobs of gloo processes: they do what one process does, killed and begun anew or not; or all end with one line."""
 
 import json
+import queue
 import re
 import shutil
 import signal
 import socket
+import threading
 from itertools import takewhile
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -219,3 +221,34 @@ def test_where_and_through_what_a_process_cannot_meet_another_is_told(folder, tm
     meeting = ['--world-size', 2, '--rank', 0, '--dist-url', f'file://{tmp_path}/meet', *flags.split()]
     job = Job((['docker_classify', folder, *SMALL, '--output', tmp_path, *meeting], {}))
     assert re.fullmatch(f'error: {told}\n', refused(job))
+
+
+def test_processes_that_are_called_otherwise_or_see_other_pictures_do_not_train(folder, tmp_path):
+    arguments, fewer = ['classify', *SMALL, '--output', tmp_path / 'run'], shutil.copytree(folder, tmp_path / 'fewer')
+    told = 'error: processes 0 and 1 differ in --lr: 0.05 and 0.1\n'
+    assert refused(launch(2, *arguments, folder, own=['--lr=0.05', '--lr=0.1'])) == told
+    (fewer / 'train' / 'cat' / '0.png').unlink()
+    told = 'error: processes have 36, 35 training samples: all must see the same pictures\n'
+    assert refused(launch(2, *arguments, own=[folder, fewer])) == told
+
+
+@pytest.fixture
+def left(monkeypatch):
+    """The errors with which this process would have ended at once."""
+    errors = queue.SimpleQueue()
+    monkeypatch.setattr(distributed, '_leave', errors.put)
+    return errors
+
+
+def test_a_store_that_does_not_answer_is_missed_as_well(left):
+    """As where the machine that keeps it is gone."""
+    store = Mock(add=lambda *_: threading.Event().wait())
+    store.clone = lambda: store
+    watchdog = distributed.Watchdog(store, 1, 2, 0.2, 'process 1 of 2 cannot go on')
+    assert 'process 1 of 2 cannot go on; process 0, 1 was silent for half of' in str(left.get(timeout=60))
+    watchdog.stop()
+
+
+def test_processes_that_do_not_meet_in_time_end(left):
+    with distributed._limited(-5, 'process 1 of 2 cannot go on'):
+        assert 'cannot go on; they did not meet within --dist-timeout' in str(left.get(timeout=60))

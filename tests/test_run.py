@@ -169,6 +169,14 @@ def test_checkpoints_of_another_net_run_or_classes_stay(undisturbed, classify, s
     assert [path.read_bytes() for path in places.values()] == before
 
 
+def test_what_is_evaluated_is_what_is_named_not_the_runs_own_last(undisturbed, tiny, tmp_path, capsys):
+    script, run, _ = undisturbed('classify')
+    arguments = '--evaluate', '--auto-resume', '--output', run
+    assert script.error(capsys, *arguments, '--resume', tmp_path / 'no') == f'error: no checkpoint at {tmp_path}/no'
+    assert script.error(capsys, *arguments, '--resume', run) == f'error: {run} is a folder, no checkpoint'
+    assert script(*arguments) == script('--evaluate', '--resume', run / LAST)
+
+
 def test_a_run_stopped_in_its_first_epoch_does_not_go_on_over_the_best_of_a_net_begun_there_since(
     classify, small, tmp_path, stopped, capsys
 ):

@@ -1,6 +1,7 @@
 """Nets as files that run without this code: a program of torch.export, and ONNX where that is installed."""
 
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -27,8 +28,9 @@ def export(model: nn.Module, path: Path, size: int) -> list[Path]:
     program = torch.export.export(model.eval(), (images,), dynamic_shapes=({0: Dim('batch')},))
     paths = [path, path.with_suffix('.onnx')] if has_onnx() else [path]
     with written_whole(*paths) as (file, *onnx):
-        with open(file, 'wb') as opened:
-            torch.export.save(program, opened)
+        saved = BytesIO()  # not into the file: where the disk is full PyTorch's writer would abort the interpreter
+        torch.export.save(program, saved)
+        file.write_bytes(saved.getbuffer())
         for file in onnx:
             save_onnx(program, file)
     return paths

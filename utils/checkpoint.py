@@ -107,7 +107,8 @@ def write(content: Mapping[str, Any], *paths: Path) -> None:
                 with open(file, 'wb') as opened:
                     torch.save(dict(content), opened)
             except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
-                raise UserError(f'cannot write {path}: {error}') from error
+                full = ' (is the disk full?)' if isinstance(error, RuntimeError) else ''
+                raise UserError(f'cannot write {path}{full}: {error}') from error
 
 
 def remove_leftovers(folder: Path, are_own: Callable[[str], bool]) -> None:
@@ -125,7 +126,7 @@ def state_dict(model: torch.nn.Module) -> dict[str, Tensor]:
 
 def _load(path: Path) -> Any:
     if not path.is_file():
-        raise UserError(f'no checkpoint at {path}')
+        raise UserError(f'{path} is a folder, no checkpoint' if path.is_dir() else f'no checkpoint at {path}')
     damaged = f'{path}: not a PyTorch checkpoint, or a damaged one'
     with reading(damaged), torch.serialization.safe_globals(NUMPY_SCALARS):
         if zipfile.is_zipfile(path) and (part := zipfile.ZipFile(path).testzip()):  # which torch.load does not look at

@@ -22,6 +22,8 @@ from torch.distributed.rendezvous import rendezvous
 from utils.errors import UserError, named, tell
 
 LOCAL = 'tcp://127.0.0.1:23456'  # where processes of one machine meet if nobody says: apex.parallel.multiproc
+# What each process may have of its own; whether all see the same files is checked where they are read.
+OWN_ARGUMENTS = {'rank', 'device', 'gpu', 'workers', 'data', 'output', 'resume', 'pretrained', 'dist_url'}
 # Of a process that is gone gloo and the store in a file tell by plain RuntimeErrors.
 LOST = re.compile('gloo/transport|pair closure|Wait timeout|Timeout waiting for key')
 
@@ -43,7 +45,11 @@ def job(args: Namespace) -> Iterator[None]:
     address = args.dist_url or ('env://' if launched else LOCAL)
     message = f'process {number} of {world} ({address}) cannot go on without the others'
     try:
-        watchdog = Watchdog(_meet(args, number, world, address), number, world, args.dist_timeout, message)
+        with _limited(args.dist_timeout, message):
+            store = _meet(args, number, world, address)
+        watchdog = Watchdog(store, number, world, args.dist_timeout, message)
+        with together():
+            check_same_arguments(args)
         yield
         watchdog.stop()
         all_gather_object(None)  # nobody ends, and is missed, before all have stopped watching
@@ -61,11 +67,35 @@ def job(args: Namespace) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
+def check_same_arguments(args: Namespace) -> None:
+    """UserError that names an argument which processes were given differently, unless each may have its own."""
+    given = all_gather_object({name: str(value) for name, value in vars(args).items() if name not in OWN_ARGUMENTS})
+    for name, value in given[0].items():
+        other = next((number for number, own in enumerate(given) if own.get(name) != value), None)
+        if other is not None:
+            flag = f'--{name.replace("_", "-")}'
+            raise UserError(f'processes 0 and {other} differ in {flag}: {value} and {given[other].get(name)}')
+
+
+@contextmanager
+def _limited(seconds: float, message: str) -> Iterator[None]:
+    """End this process with an error if what is done within takes longer, as where an address takes no answer."""
+    error = UserError(f'{message}; they did not meet within --dist-timeout')
+    timer = threading.Timer(seconds + 5, _leave, [error])  # what meets has limits of its own, which tell more
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 class Watchdog:
     """Ends this process with a line when another has been silent for half of the timeout.
 
     A thread of its own tells the others through the store that this process lives: the main one may be stuck where
-    no error reaches it, behind a GPU's operations that wait for a process that is gone.
+    no error reaches it, behind a GPU's operations that wait for a process that is gone. Another one judges: the first
+    may wait for an answer of a store whose process is gone.
     """
 
     def __init__(self, store: Store, number: int, world: int, timeout: float, message: str):
@@ -73,15 +103,17 @@ class Watchdog:
         self.store, self.number, self.timeout, self.message = store.clone(), number, timeout, message
         self.beats = dict.fromkeys(range(world), (-1, time.monotonic()))  # count and moment of each one's last
         self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
+        self.threads = [threading.Thread(target=run, daemon=True) for run in (self._exchange, self._judge)]
+        for thread in self.threads:
+            thread.start()
 
     def stop(self) -> None:
         """Watch no longer."""
         self.stopped.set()
-        self.thread.join(1)
+        for thread in self.threads:
+            thread.join(1)
 
-    def _watch(self) -> None:
+    def _exchange(self) -> None:
         while not self.stopped.wait(min(self.timeout / 10, 5)):
             with suppress(RuntimeError):  # the store ended with the process that kept it: then all are silent
                 self.store.add(f'beats of {self.number}', 1)
@@ -89,6 +121,9 @@ class Watchdog:
                     count = self.store.add(f'beats of {number}', 0)
                     if count != before:
                         self.beats[number] = count, time.monotonic()
+
+    def _judge(self) -> None:
+        while not self.stopped.wait(min(self.timeout / 10, 5)):
             silent = [n for n, (_, last) in self.beats.items() if time.monotonic() - last > self.timeout / 2]
             if silent and not self.stopped.is_set():
                 _leave(UserError(f'{self.message}; process {named(silent)} was silent for half of --dist-timeout'))

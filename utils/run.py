@@ -121,7 +121,11 @@ class Run:
         """UserError unless all processes begin at one place with the same weights, as where all see the same files."""
         weights = [parameter.flatten()[0].item() for parameter in self.model.parameters()] if is_distributed() else []
         starts = all_gather_object((self.epoch, self.step, self.seed, weights))
+        plans = all_gather_object(self.plan)
         with together():
+            if any(plan != plans[0] for plan in plans):
+                samples = ', '.join(str(plan['samples']) for plan in plans)
+                raise UserError(f'processes have {samples} training samples: all must see the same pictures')
             if any(start != starts[0] for start in starts):
                 raise UserError(f'processes begin at different places: all must see the same --output {self.folder}')
 
@@ -142,7 +146,7 @@ class Run:
         bad = [step for step in all_gather_object(self.finite.first_bad.item()) if step >= 0]
         with together():
             if bad:
-                advice = f'last checkpoint: {self.newest}; a smaller --lr or another --amp may help'
+                advice = f'last checkpoint: {self.newest or "none yet"}; a smaller --lr or another --amp may help'
                 raise UserError(f'the loss is not finite at epoch {self.epoch}, step {min(bad)}; {advice}')
 
     def save_if_due(self) -> None:

@@ -263,7 +263,10 @@ class Trainer:
 
 
 def find_checkpoint(args: Namespace, names: CheckpointNames) -> Checkpoint | None:
-    """The run's own last checkpoint with --auto-resume if there is one, else what --resume names, if anything."""
-    own = args.output / names.last
-    path = own if args.auto_resume and own.exists() else args.resume
+    """The run's own last checkpoint with --auto-resume if there is one, else what --resume names, if anything.
+
+    What is to be evaluated is what --resume names, if it names anything.
+    """
+    own, named = args.output / names.last, args.evaluate and args.resume
+    path = own if args.auto_resume and own.exists() and not named else args.resume
     return checkpoint.read(path) if path else None
