@@ -29,6 +29,7 @@ from utils.cli import LARGEST, Parser, number_type, positive_int, random_seed
 from utils.errors import exit_cleanly
 from utils.files import staged_folder
 from utils.loader import available_cores
+from utils.signals import end_with_parent
 
 VERSION = 1  # of the generator: raised when the same arguments begin to give other pictures
 PARTS = 'train', 'val'
@@ -97,9 +98,14 @@ def pool_map(workers: int) -> Iterator:
     if workers == 1:
         yield map
         return
-    ignoring = signal.SIGINT, signal.SIG_IGN  # Ctrl-C is their parent's to obey
-    with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=ignoring) as pool:
+    with ProcessPoolExecutor(workers, initializer=_begin_worker) as pool:
         yield partial(pool.map, chunksize=8)
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to obey
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not a handler of the parent's, which may only note it
+    end_with_parent()
 
 
 if __name__ == '__main__':

@@ -179,6 +179,11 @@ def test_sheet_of_predictions(undisturbed, tiny, tmp_path, capsys, monkeypatch):
     args = prediction_sheet.make_parser().parse_args([*sheet.shared, 'sheet.png'])
     few, everything = (prediction_sheet.predict(args, data, places) for places in (np.array([0, 4]), np.arange(9)))
     np.testing.assert_allclose(few, everything[[0, 4]], rtol=1e-5)
+    figure = prediction_sheet.draw(data, np.arange(9), np.ones((9, 3)), columns=3)
+    figure.draw_without_rendering()
+    first, next_row, last = (figure.axes[place] for place in (0, 3, 6))
+    assert min(text.get_window_extent().y0 for text in first.texts) > next_row.get_window_extent().y1
+    assert min(text.get_window_extent().y0 for text in last.texts) > 0 and len(last.texts) == 3
     monkeypatch.setattr(prediction_sheet, 'predict', None)  # told before
     (tmp_path / 'a.png').mkdir()
     assert sheet.error(capsys, tmp_path / 'a.png') == f'error: cannot write {tmp_path}/a.png: it is a folder'

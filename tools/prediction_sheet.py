@@ -24,6 +24,8 @@ from utils.cli import Parser, positive_int
 from utils.errors import exit_cleanly
 from utils.files import check_writable, write_figure
 
+SIDE = 1.85  # of a panel, in inches
+LINE = 9  # of text, in points
 COLORS = {'found': 'green', 'missed': 'grey', 'not there': 'red'}
 
 
@@ -55,8 +57,11 @@ def predict(args: Namespace, data: MultiLabelImages, chosen: np.ndarray) -> np.n
 
 def draw(data: MultiLabelImages, chosen: np.ndarray, probabilities: np.ndarray, columns: int = 6) -> Figure:
     """A grid of the chosen images with their labels."""
-    rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(2.2 * columns, 2.9 * rows), layout='tight')
+    rows, most = -(-len(chosen) // columns), (data.present[chosen].any(1) | (probabilities > 0.5)).sum(1).max()
+    below = 0.1 + most * LINE / 72  # inches for the labels of the image that has most
+    height = rows * (SIDE + below)
+    figure = Figure(figsize=(1.2 * SIDE * columns, height))
+    figure.subplots_adjust(0.02, below / height, 0.98, 1, hspace=below / SIDE)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for panel in panels:
         panel.axis('off')
@@ -71,8 +76,9 @@ def write_labels(panel: Axes, classes: list[str], labels: np.ndarray, probabilit
     shown = [c for c in np.argsort(-probability) if labels[c] or probability[c] > 0.5]
     for line, c in enumerate(shown):
         kind = 'not there' if not labels[c] else 'found' if probability[c] > 0.5 else 'missed'
-        place = {'transform': panel.transAxes, 'va': 'top', 'fontsize': 7}
-        panel.text(0, -0.03 - 0.085 * line, f'{classes[c]} {probability[c]:.2f}', color=COLORS[kind], **place)
+        place = {'xycoords': 'axes fraction', 'xytext': (0, -3 - LINE * line), 'textcoords': 'offset points'}
+        text = f'{classes[c]} {probability[c]:.2f}'
+        panel.annotate(text, (0, 0), **place, va='top', fontsize=7, color=COLORS[kind])
 
 
 if __name__ == '__main__':

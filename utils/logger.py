@@ -163,7 +163,7 @@ def draw_curves(epochs: list[dict[str, Any]], picture: Path) -> None:
         panel = figure.add_subplot(rows, columns, place)
         for part, points in parts.items():
             panel.plot(list(points), list(points.values()), marker='.', label=part, color=COLORS[part])
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         panel.set(title=quantity, xlabel='epochs done', ylim=(0, None))
         panel.grid(alpha=0.3)
         if place == 1:

@@ -4,6 +4,8 @@ The processes of a job obey at the same step, whichever of them was told: each c
 and acts on what the check before exchanged, so nobody waits.
 """
 
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import threading
@@ -81,3 +83,13 @@ def _await_parents_sigterm() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
+
+
+def end_with_parent() -> None:
+    """Have this process get SIGTERM once its parent is gone, however that ended."""
+    threading.Thread(target=_await_parents_end, daemon=True).start()
+
+
+def _await_parents_end() -> None:
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -3,15 +3,13 @@
 import json
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError, exit_cleanly
-from utils.signals import SignalHandler
+from utils.signals import SignalHandler, end_with_parent
 
 
 def side_by_side(tasks: Mapping[Path, Callable[[], None]], count: int) -> list[dict[str, Any]]:
@@ -55,11 +53,5 @@ def in_processes(waiting: dict[Path, Callable[[], None]], count: int) -> None:
 
 def _apart(task: Callable[[], None]) -> None:
     os.setsid()  # a terminal's Ctrl-C is the parent's to pass on, once: a second signal would kill
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     exit_cleanly(task)
-
-
-def _end_with_parent() -> None:
-    """Stop this process, as a signal would, when its parent is gone, however that ended."""
-    wait([multiprocessing.parent_process().sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
