@@ -56,7 +56,7 @@ def test_training_equals_one_process_with_as_many_micro_batches(trained, tiny, t
     assert len(means.unique(dim=0)) == trained.world
 
 
-def test_processes_that_find_different_files_do_not_train(trained, tmp_path):
+def test_processes_that_find_different_files_neither_train_nor_test(trained, tmp_path):
     """As on machines without a disk in common."""
     outputs = [shutil.copytree(trained.run, tmp_path / 'there'), *[tmp_path / 'nowhere'] * (trained.world - 1)]
     arguments = *trained.arguments, '--epochs', 3, '--auto-resume', '--output'
@@ -65,6 +65,14 @@ def test_processes_that_find_different_files_do_not_train(trained, tmp_path):
     assert codes == [1] * trained.world
     told = f'error: processes begin at different places: all must see the same --output {outputs[0]}\n'
     assert ''.join(errors) == told
+    if trained.world == 2:
+        saved = torch.load(trained.run / LAST, weights_only=True)
+        saved['state_dict']['module.conv1.weight'] += 1
+        torch.save(saved, tmp_path / 'other')
+        nets = f'--resume={trained.run / LAST}', f'--resume={tmp_path / "other"}'
+        with launch(2, 'classify', *trained.arguments, '--evaluate', own=nets) as job:
+            codes, errors = job.end()
+        assert ''.join(errors) == 'error: processes test different nets: all must see the same --resume\n'
 
 
 SLOW = [pytest.param(*kill, marks=pytest.mark.slow) for kill in [(2, '0:2'), (2, '0:5'), (2, '1:6'), (3, '2:2')]]
@@ -228,7 +236,7 @@ def test_processes_that_are_called_otherwise_or_see_other_pictures_do_not_train(
     told = 'error: processes 0 and 1 differ in --lr: 0.05 and 0.1\n'
     assert refused(launch(2, *arguments, folder, own=['--lr=0.05', '--lr=0.1'])) == told
     (fewer / 'train' / 'cat' / '0.png').unlink()
-    told = 'error: processes have 36, 35 training samples: all must see the same pictures\n'
+    told = 'error: process 0 has 36 training samples, and another one has others: all must see the same pictures\n'
     assert refused(launch(2, *arguments, own=[folder, fewer])) == told
 
 

@@ -209,6 +209,14 @@ def together() -> Iterator[None]:
         raise error if failed.index(True) == rank() else SystemExit(1)
 
 
+def check_same(value: Any, message: str) -> None:
+    """UserError with the first process's message unless all processes have equal values."""
+    values = all_gather_object(value)
+    with together():
+        if any(other != values[0] for other in values):
+            raise UserError(message)
+
+
 def rank() -> int:
     """The number of this process, from 0; the first one reports and writes."""
     return distributed.get_rank() if distributed.is_initialized() else 0

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from models.norm import bn_buffers
 from utils import checkpoint
 from utils.checkpoint import Checkpoint, CheckpointMeta, check_fit, head_mismatch, load_optimizer, resume, transfer
-from utils.distributed import all_gather_object, is_distributed, is_main_process, rank, together, world_size
+from utils.distributed import (
+    all_gather_object,
+    check_same,
+    is_distributed,
+    is_main_process,
+    rank,
+    together,
+    world_size,
+)
 from utils.errors import UserError, reading
 from utils.logger import Log, Reporter
 from utils.metrics import Metrics
@@ -41,6 +49,11 @@ def check_weights(model: nn.Module) -> None:
     if not finite.all():
         name = list(state)[finite.tolist().index(False)]
         raise UserError(f'{name} of the net is not finite: not saved')
+
+
+def first_weights(model: nn.Module) -> list[float]:
+    """The first value of every parameter, by which processes tell that they have the same net; of one process none."""
+    return [parameter.flatten()[0].item() for parameter in model.parameters()] if is_distributed() else []
 
 
 @dataclass(frozen=True)
@@ -119,15 +132,10 @@ class Run:
 
     def check_same_start(self) -> None:
         """UserError unless all processes begin at one place with the same weights, as where all see the same files."""
-        weights = [parameter.flatten()[0].item() for parameter in self.model.parameters()] if is_distributed() else []
-        starts = all_gather_object((self.epoch, self.step, self.seed, weights))
-        plans = all_gather_object(self.plan)
-        with together():
-            if any(plan != plans[0] for plan in plans):
-                samples = ', '.join(str(plan['samples']) for plan in plans)
-                raise UserError(f'processes have {samples} training samples: all must see the same pictures')
-            if any(start != starts[0] for start in starts):
-                raise UserError(f'processes begin at different places: all must see the same --output {self.folder}')
+        samples = f'process 0 has {self.plan["samples"]} training samples, and another one has others'
+        check_same(self.plan, f'{samples}: all must see the same pictures')
+        start = self.epoch, self.step, self.seed, first_weights(self.model)
+        check_same(start, f'processes begin at different places: all must see the same --output {self.folder}')
 
     def resumed_metrics(self, metrics: Metrics) -> Metrics:
         """Let an epoch's new metrics go on from where the resumed ones, or the last epoch's average, stopped."""

@@ -22,6 +22,7 @@ from utils.device import Compute, Runner, keep_freed_memory
 from utils.distributed import (
     all_gather_object,
     all_reduce_mean,
+    check_same,
     is_distributed,
     is_main_process,
     mean_of_results,
@@ -34,7 +35,7 @@ from utils.files import lock
 from utils.loader import DeviceLoader, EvalBatchSampler, TrainBatchSampler, micro_batches, mixed_seed, smallest_part
 from utils.logger import Reporter
 from utils.metrics import Clock, Metrics, over_processes
-from utils.run import CheckpointNames, Run
+from utils.run import CheckpointNames, Run, first_weights
 from utils.signals import SignalHandler
 from utils.step import Evaluator, Loss, TrainingStep
 
@@ -165,6 +166,7 @@ class Trainer:
                 load_for_evaluation(self.model, found, self.meta)
             elif not self.args.pretrained:
                 raise UserError('--evaluate needs --resume PATH, the checkpoint to evaluate')
+        check_same(first_weights(self.model), 'processes test different nets: all must see the same --resume')
         self._describe(f'{len(val_set):,} test', f'{self.micro_batch} at a time')
         loader = self._eval_loader(val_set, groups, share=True)
         with SignalHandler() as stop:
