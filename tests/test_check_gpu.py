@@ -35,13 +35,8 @@ SLOW = [name for name in tool.CHECKS if name not in DONE and name.startswith(('g
 
 
 @pytest.fixture(autouse=True)
-def little(here, monkeypatch, request):
-    """Nets are compiled as far as needs no compiler, the smallest is TinyNet, and those of the rates are.
-
-    Memory that nothing fills, as PyTorch's fused SGD leaves some after an overflow, is no number.
-    """
-    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
-    torch.use_deterministic_algorithms(True)
+def little(here, monkeypatch):
+    """Nets are compiled as far as needs no compiler, the smallest is TinyNet, and those of the rates are."""
     register(monkeypatch)
     monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager'))
     for nets, name in (cost.NETS, 'resnext50_elastic'), (cost.RIVALS, 'resnext50_32x4d'):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import threading
+from datetime import timedelta
 from itertools import takewhile
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -260,3 +261,8 @@ def test_a_store_that_does_not_answer_is_missed_as_well(left):
 def test_processes_that_do_not_meet_in_time_end(left):
     with distributed._limited(-5, 'process 1 of 2 cannot go on'):
         assert 'cannot go on; they did not meet within --dist-timeout' in str(left.get(timeout=60))
+
+
+def test_a_store_in_a_file_is_told_how_long_to_wait(tmp_path):
+    store = distributed._rendezvous(f'file://{tmp_path}/meeting', 0, 2, timedelta(seconds=7))
+    assert store.timeout == timedelta(seconds=7)

@@ -17,6 +17,7 @@ from models.deeplab import DeepLab
 from models.recompute import frozen_statistics
 from models.resnext import ResNeXt
 from tests.conftest import TinyNet
+from tools.check_gpu.ways import fused_sgd_is_plain
 from utils import loader as data
 from utils.device import Compute
 from utils.metrics import TopKError
@@ -104,6 +105,13 @@ def test_processes_exchange_gradients_once_per_update(monkeypatch):
     assert [training_step.no_sync(step) == 'not exchanged' for step in range(6)] == [True, True, False] * 2
 
 
+def test_a_first_update_that_overflows_leaves_no_trace(request):
+    """What PyTorch's fused SGD does not fill is no number here, where on GPUs it is whatever was in memory."""
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
+    torch.use_deterministic_algorithms(True)
+    assert fused_sgd_is_plain(torch.device('cpu')).holds
+
+
 def test_what_cuda_graphs_return_is_added_to_memory_of_our_own(monkeypatch):
     """Each micro-batch overwrites what the one before returned."""
     monkeypatch.setattr(Compute, 'captures', True)
@@ -120,7 +128,13 @@ def test_what_cuda_graphs_return_is_added_to_memory_of_our_own(monkeypatch):
 
 @pytest.mark.parametrize(
     ('device', 'gpus', 'job', 'graphs'),
-    [('cuda', 1, False, True), ('cuda', 2, False, False), ('cuda:1', 2, False, True), ('cuda', 1, True, False)],
+    [
+        ('cuda', 1, False, True),
+        ('cuda', 2, False, False),
+        ('cuda:1', 2, False, True),
+        ('cuda', 1, True, False),
+        ('cpu', 0, False, False),
+    ],
 )
 def test_compiled_training_steps_of_one_gpu_are_cuda_graphs(monkeypatch, device, gpus, job, graphs):
     modes, compute = [], Compute('cpu', compile=True)

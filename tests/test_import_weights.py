@@ -96,13 +96,24 @@ def test_outputs_are_the_librarys(importer, capsys, source):
     assert counts == ({0} if is_old else {0, 7} if source in UNUSED else {7})
 
 
+def misfit(state):
+    state['layer2.0.conv2.weight'] = state['layer2.0.conv2.weight'][:, :4].contiguous()
+    state['layer1.1.bn1.weight'] = torch.tensor(1.0)
+    state['stranger'] = state.pop('layer3.2.se.fc1.bias')
+    del state['layer4.0.conv1.weight']
+
+
 @pytest.mark.parametrize(
     'source, change, told',
     [
         (RESNEXT, lambda state: state.pop('bn1.num_batches_tracked'), 'missing: bn1.num_batches_tracked'),
         (SE, lambda state: state['fc.bias'].fill_(torch.nan), 'fc.bias is not finite'),
         (DENSENET, lambda state: state.update({OLD: torch.zeros(9)}), 'the same tensor under an old and a new name'),
-        (SE, lambda state: state.pop('layer3.2.se.fc1.bias'), 'missing: layer3.2.se.fc1.bias'),
+        (
+            *(SE, misfit),
+            'missing: layer3.2.se.fc1.bias, layer4.0.conv1.weight; unexpected: stranger; of another shape: layer1.1.'
+            'bn1.weight () instead of (128,), layer2.0.conv2.weight (256, 4, 3, 3) instead of (256, 8, 3, 3)',
+        ),
     ],
 )
 def test_what_does_not_fit_is_named_as_the_library_names_it(importer, tmp_path, capsys, source, change, told):

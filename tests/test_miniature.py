@@ -231,6 +231,9 @@ COSTS = {'shapes': dict.fromkeys(ERRORS, (4_590_000, 47_000_000))}
 
 
 def test_intervals_are_those_of_students_t():
+    """(30, 32, 37): mean 33, squares of the differences 9 + 1 + 16, over 2: 13; t of 2 degrees, 97.5 %: 4.302653."""
+    reach = 4.302653 * (13 / 3) ** 0.5
+    assert report.interval([30, 32, 37]) == pytest.approx((33 - reach, 33 + reach))
     values = [1.2, -0.4, 0.9, 2.2, 0.1]
     assert report.interval(values) == pytest.approx(tuple(stats.ttest_1samp(values, 0).confidence_interval(0.95)))
     assert all(map(np.isnan, report.interval([30])))
