@@ -9,7 +9,7 @@ Evaluates data/deeplab_ARCH_pascal_v3_EXP_epoch50.pth (epoch N: --epochs N), or 
 paper is the default: SGD 0.007, momentum 0.9, a poly schedule, batches of 16 crops of 513 pixels, 50 epochs.
 """
 
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -90,7 +90,7 @@ def add_segmentation_arguments(parser: Parser) -> None:
 def part_of_a_name(text: str) -> str:
     """Of a file in a folder named otherwise."""
     if not text or '/' in text or '\0' in text:
-        raise ValueError(text)
+        raise ArgumentTypeError(f'{text!r} cannot be part of the name of a file')
     return text
 
 

@@ -146,6 +146,7 @@ def test_mistakes_about_policies_are_one_line_and_leave_nothing(policy, folder, 
     picture = folder / 'val' / 'cat' / '0.png'
     assert 'no picture and no folder' in policy.error(capsys, picture, folder / 'nowhere.png')
     assert 'give one folder, or pictures' in policy.error(capsys, picture, folder / 'val')
+    assert 'holds train and val' in policy.error(capsys, folder)
     assert '--out' in policy.error(capsys, picture, '--out', tmp_path / 'x.jpg')
     picture.write_bytes(picture.read_bytes()[:200])
     assert str(picture) in policy.error(capsys, picture)

@@ -208,7 +208,7 @@ def test_sheet_of_predictions(undisturbed, tiny, tmp_path, capsys, monkeypatch):
         ('segment', '', 'deeplab_tiny_pascal_v3_mine_epoch2.pth'),
         ('segment', '--train --batch-size 1', '--batch-size 1: tiny trains on 2 images per device'),
         ('segment', '--gpu 7', '--device cuda:7: no such device here'),
-        ('segment', '--exp=my/exp', 'argument --exp: invalid part_of_a_name value'),
+        ('segment', '--exp=my/exp', "argument --exp: 'my/exp' cannot be part of the name of a file"),
     ],
     indirect=['script'],
 )

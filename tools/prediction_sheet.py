@@ -19,8 +19,7 @@ from data.coco import MultiLabelImages, open_part, squashed
 from data.image_folder import pil_loader
 from tools.pictures import add_test_arguments, outputs_of
 from tools.pretrained import add_arch_argument, open_classifier
-from tools.results import png
-from utils.cli import Parser, positive_int
+from utils.cli import Parser, file_type, positive_int
 from utils.errors import exit_cleanly
 from utils.files import check_writable, write_figure
 
@@ -33,7 +32,7 @@ def make_parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument('checkpoint', type=Path, metavar='CHECKPOINT', help='of multilabel_classify.py')
     parser.add_argument('data', type=Path, metavar='DIR', help='folder with annotations/ and val2014/')
-    parser.add_argument('out', type=png, metavar='OUT.png', help='picture to write')
+    parser.add_argument('out', type=file_type('.png'), metavar='OUT.png', help='picture to write')
     parser.add_argument('--images', type=positive_int, default=24, metavar='N', help='how many, spread over the set')
     parser.add_argument('--year', choices=['2014', '2017'], default='2014', help='of the folder and file names')
     add_arch_argument(parser)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from utils.cli import Parser
+from utils.cli import Parser, file_type
 from utils.files import check_writable, write_files
 from utils.logger import Reporter
 from utils.metrics import Clock, Metrics
@@ -18,15 +18,8 @@ from utils.metrics import Clock, Metrics
 
 def add_out_argument(parser: Parser, default: str) -> None:
     """The picture that a tool writes, and with it its numbers."""
-    add = parser.add_argument
-    add('-o', '--out', type=png, default=Path(default), metavar='FILE.png', help='picture; numbers go to FILE.json')
-
-
-def png(text: str) -> Path:
-    """The path of a picture, FILE.png."""
-    if not text.lower().endswith('.png'):
-        raise ValueError(text)
-    return Path(text)
+    parser.add_argument('-o', '--out', type=file_type('.png'), default=Path(default), metavar='FILE.png',
+        help='picture; numbers go to FILE.json')  # fmt: skip
 
 
 def check_results(picture: Path) -> None:

@@ -29,6 +29,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None):
         super().__init__(description=description, formatter_class=_HelpFormatter)
+        if self.prog == '__main__.py':  # of a package, which Python 3.14 tells by itself
+            self.prog = f'python -m tools.{Path(sys.argv[0]).parent.name}'
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """As argparse's, which parse_args calls, with --a_flag, --a_flag=a_value and --a_fl read as --a-flag ..."""
@@ -154,6 +156,17 @@ def check_image_size(name: str, model: nn.Module, side: int) -> None:
 def optional_path(text: str) -> Path | None:
     """A path; of nothing, which was the default in the reference, None."""
     return Path(text) if text else None
+
+
+def file_type(suffix: str) -> Callable[[str], Path]:
+    """A type for argparse: the path of a file whose name ends so."""
+
+    def parse(text: str) -> Path:
+        if not text.lower().endswith(suffix):
+            raise argparse.ArgumentTypeError(f'{text!r} does not end in {suffix}')
+        return Path(text)
+
+    return parse
 
 
 def number_type(name: str, kind: Callable[[str], Any], least: float, most: float) -> Callable[[str], Any]:

@@ -151,7 +151,7 @@ def _meet(args: Namespace, number: int, world: int, address: str) -> Store:
         raise UserError('--dist-backend nccl needs GPUs, and none is used here: gloo works everywhere')
     timeout = timedelta(seconds=args.dist_timeout)
     store = _rendezvous(address, number, world, timeout)
-    store = distributed.PrefixStore(_agree_on_prefix(store, number, world, args.dist_timeout), store)
+    store = distributed.PrefixStore(_agree_on_prefix(store, number, world), store)
     # NCCL cannot send what is not on a GPU.
     backend = 'cpu:gloo,cuda:nccl' if backend == 'nccl' else backend
     distributed.init_process_group(backend, store=store, rank=number, world_size=world, timeout=timeout)
@@ -172,7 +172,7 @@ def _rendezvous(address: str, number: int, world: int, timeout: timedelta) -> St
         raise UserError(f'--dist-url {address}: {error}; processes meet at tcp://HOST:PORT') from error
 
 
-def _agree_on_prefix(store: Store, number: int, world: int, timeout: float) -> str:
+def _agree_on_prefix(store: Store, number: int, world: int) -> str:
     """A word for what these processes keep in the store, where those that a launcher has replaced have left their own.
 
     It is the first one's, who waits for an answer of each other one and repeats it: a word that is left of an earlier
@@ -185,15 +185,13 @@ def _agree_on_prefix(store: Store, number: int, world: int, timeout: float) -> s
         for other in range(1, world):
             store.set(f'{own} echo {other}', store.get(f'{own} {other}'))
         return own
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
+    while True:  # until _limited ends it
         prefix = store.get('prefix').decode()
         store.set(f'{prefix} {number}', own)
         time.sleep(0.1)
         echo = f'{prefix} echo {number}'
         if store.check([echo]) and store.get(echo).decode() == own:
             return prefix
-    raise distributed.DistStoreError('the first process did not answer')
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from tools.benchmark.timing import in_words
 from tools.check_gpu import cost, numbers, processes, waits, ways
 from tools.check_gpu.nets import compute_of
 from tools.check_gpu.result import Result
-from utils.cli import Parser
+from utils.cli import Parser, file_type
 from utils.errors import UserError, exit_cleanly
 from utils.files import check_writable, write_files
 
@@ -69,19 +69,11 @@ CHECKS: dict[str, Check] = {
 
 def make_parser() -> Parser:
     parser = Parser(__doc__)
-    parser.prog = 'python -m tools.check_gpu'
     add = parser.add_argument
     add('--only', nargs='+', metavar='WORD', help='checks whose names hold one of these; default: all')
     out = Path('runs/gpu.md')
-    add('-o', '--out', type=markdown, default=out, metavar='FILE.md', help='tables; numbers go to FILE.json')
+    add('-o', '--out', type=file_type('.md'), default=out, metavar='FILE.md', help='tables; numbers go to FILE.json')
     return parser
-
-
-def markdown(text: str) -> Path:
-    """The path of a table, FILE.md."""
-    if not text.lower().endswith('.md'):
-        raise ValueError(text)
-    return Path(text)
 
 
 def main(args: Namespace) -> None:

@@ -74,6 +74,9 @@ def open_pictures(args: Namespace) -> Pictures | ImageFolder:
     transform, folders = eval_transform(args.image_size), [path for path in args.images if path.is_dir()]
     if folders and len(args.images) > 1:
         raise UserError(f'{folders[0]} is a folder: give one folder, or pictures')
+    for folder in folders:
+        if (folder / 'train').is_dir() and (folder / 'val').is_dir():
+            raise UserError(f'{folder} holds train and val, which are no classes: name one of the two')
     for path in args.images:
         if not path.exists():
             raise UserError(f'no picture and no folder {path}')
