@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 from torchvision.transforms.functional import normalize
@@ -15,8 +16,9 @@ from tests.checkpoints import save_net
 from tests.conftest import Script, TinyNet
 from tests.nets import FAMILIES, load_weights, noise
 from tools import stress_test
-from tools.policies import measure, stage_of
+from tools.policies import Block, measure, stage_of
 from tools.scale_policy import __main__ as scale_policy
+from tools.scale_policy.figure import draw_preferences
 from utils.device import Compute
 from utils.loader import MEAN, STD, DeviceLoader, EvalBatchSampler
 
@@ -140,6 +142,12 @@ def test_policies_of_a_folder_by_class_and_its_extremes(policy, folder, tmp_path
         assert summary['prefer_full'] == pytest.approx(prefer, rel=1e-3)
     ranked = [image['file'] for image in sorted(found['images'], key=lambda image: image['share'])]
     assert (found['least'], found['most']) == (ranked[:10], ranked[:-11:-1])
+
+
+def test_names_of_classes_are_no_formulas():
+    figure, blocks = Figure(), [Block('a', 1, elastic=True)]
+    draw_preferences(figure.subplots(), blocks, {'$_$': {'prefer_full': [0.5], 'share': 0.5}}, '')
+    figure.draw_without_rendering()
 
 
 def test_mistakes_about_policies_are_one_line_and_leave_nothing(policy, folder, tmp_path, capsys, monkeypatch):

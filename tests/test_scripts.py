@@ -179,6 +179,7 @@ def test_sheet_of_predictions(undisturbed, tiny, tmp_path, capsys, monkeypatch):
     args = prediction_sheet.make_parser().parse_args([*sheet.shared, 'sheet.png'])
     few, everything = (prediction_sheet.predict(args, data, places) for places in (np.array([0, 4]), np.arange(9)))
     np.testing.assert_allclose(few, everything[[0, 4]], rtol=1e-5)
+    data.classes[0] = '$_$'  # no formula
     figure = prediction_sheet.draw(data, np.arange(9), np.ones((9, 3)), columns=3)
     figure.draw_without_rendering()
     first, next_row, last = (figure.axes[place] for place in (0, 3, 6))

@@ -77,7 +77,7 @@ def write_labels(panel: Axes, classes: list[str], labels: np.ndarray, probabilit
         kind = 'not there' if not labels[c] else 'found' if probability[c] > 0.5 else 'missed'
         place = {'xycoords': 'axes fraction', 'xytext': (0, -3 - LINE * line), 'textcoords': 'offset points'}
         text = f'{classes[c]} {probability[c]:.2f}'
-        panel.annotate(text, (0, 0), **place, va='top', fontsize=7, color=COLORS[kind])
+        panel.annotate(text, (0, 0), **place, va='top', fontsize=7, color=COLORS[kind], parse_math=False)
 
 
 if __name__ == '__main__':

@@ -104,7 +104,7 @@ def draw_preferences(panel: Axes, blocks: list[Block], classes: dict[str, Any], 
     panel.figure.colorbar(drawn, ax=panel, pad=0.01).ax.tick_params(labelsize=7)
     panel.set_title(f'pictures that prefer full resolution (%), by block{some}; mean share beside the name', fontsize=9)
     names = [f'{name}  {numbers["share"]:.1%}' for name, numbers in classes.items()]
-    panel.set_yticks(range(len(names)), names, fontsize=8)
+    panel.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)  # where $ is only a letter
     for first in mark_stages(panel, blocks)[1:]:
         panel.axvline(first - 0.5, color='black', lw=0.8)
     panel.tick_params(length=0)
