@@ -64,16 +64,15 @@ def relus_in_convs(device: torch.device) -> bool:
 
 
 class Conv(nn.Module):
-    """relu(conv(x) + bias + other), relu and other where asked."""
+    """relu(conv(x) + bias + other), relu and other where asked; `geometry` is stride, padding, dilation, groups."""
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, relu: bool = False):
+    def __init__(self, weight: Tensor, bias: Tensor | None, geometry: tuple, relu: bool):
         super().__init__()
-        weight, bias = folded(conv, norm)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.geometry = conv.stride, conv.padding, conv.dilation, conv.groups
-        self.relu = relu
-        is_plain = not isinstance(conv.padding, str) and (conv.groups == 1 or weight.shape[1] >= 4)
+        self.geometry, self.relu = geometry, relu
+        _, padding, _, groups = geometry
+        is_plain = not isinstance(padding, str) and (groups == 1 or weight.shape[1] >= 4)
         self.in_one_pass = is_plain and relus_in_convs(weight.device)
         if self.in_one_pass:
             register_conv_relu()
@@ -89,32 +88,28 @@ class Conv(nn.Module):
         return y.relu_() if self.relu else y
 
 
-def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the conv with the norm behind it taken in."""
-    if norm is None:
-        return conv.weight, conv.bias
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    bias = norm.bias - scale * norm.running_mean
-    return conv.weight * scale.view(-1, 1, 1, 1), bias if conv.bias is None else bias + scale * conv.bias
+def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, relu: bool = False) -> Conv:
+    """The conv with the norm behind it, if any, taken in."""
+    weight, bias = conv.weight, conv.bias
+    if norm is not None:
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        shift = norm.bias - scale * norm.running_mean
+        weight, bias = weight * scale.view(-1, 1, 1, 1), shift if bias is None else shift + scale * bias
+    return Conv(weight, bias, (conv.stride, conv.padding, conv.dilation, conv.groups), relu)
 
 
 def side_by_side(first: Conv, second: Conv, same_input: bool) -> Conv:
     """One conv for two of the same geometry, outputs one after the other, and inputs if they are two."""
-    joint = copy.copy(first)
-    joint._parameters = dict(first._parameters)
-    joint.weight = nn.Parameter(torch.cat([first.weight, second.weight]), requires_grad=False)
-    joint.bias = nn.Parameter(torch.cat([first.bias, second.bias]), requires_grad=False)
+    *geometry, groups = first.geometry
     if not same_input:
-        joint.geometry = *first.geometry[:-1], first.geometry[-1] + second.geometry[-1]
-    return joint
+        groups += second.geometry[-1]
+    weight, bias = torch.cat([first.weight, second.weight]), torch.cat([first.bias, second.bias])
+    return Conv(weight, bias, (*geometry, groups), first.relu)
 
 
 def summed(first: Conv, second: Conv) -> Conv:
     """One conv for the sum of two, over their inputs one after the other. The first one's bias is that of the sum."""
-    joint = copy.copy(first)
-    joint._parameters = dict(first._parameters)
-    joint.weight = nn.Parameter(torch.cat([first.weight, second.weight], 1), requires_grad=False)
-    return joint
+    return Conv(torch.cat([first.weight, second.weight], 1), first.bias, first.geometry, first.relu)
 
 
 class Branches(nn.Module):
@@ -150,7 +145,7 @@ def bottleneck_branches(block: TwoBranchBottleneck, relu: bool) -> Branches:
         conv1, bn1, conv2, bn2, conv3 = (
             block.get_submodule(name + suffix) for name in ('conv1', 'bn1', 'conv2', 'bn2', 'conv3')
         )
-        return [Conv(conv1, bn1, relu=True), Conv(conv2, bn2, relu=True), Conv(conv3, block.bn3)]
+        return [folded(conv1, bn1, relu=True), folded(conv2, bn2, relu=True), folded(conv3, block.bn3)]
 
     high, low = branch(''), branch('_d') if block.split else None
     high[2].relu = relu
@@ -181,7 +176,7 @@ class DLARoot(nn.Module):
 
     def __init__(self, root: dla.Root):
         super().__init__()
-        self.conv, self.residual = Conv(root.conv, root.bn, relu=True), root.residual
+        self.conv, self.residual = folded(root.conv, root.bn, relu=True), root.residual
 
     def forward(self, x2: Tensor, *others: Tensor) -> Tensor:
         """As the root's."""
@@ -194,8 +189,8 @@ class DenseLayer(nn.Module):
     def __init__(self, layer: densenet.DenseLayer):
         super().__init__()
         self.norm1 = layer.norm1
-        high = [Conv(layer.conv1, layer.norm2, relu=True), Conv(layer.conv2)]
-        low = [Conv(layer.conv1_d, layer.norm2_d, relu=True), Conv(layer.conv2_d)] if layer.split else None
+        high = [folded(layer.conv1, layer.norm2, relu=True), folded(layer.conv2)]
+        low = [folded(layer.conv1_d, layer.norm2_d, relu=True), folded(layer.conv2_d)] if layer.split else None
         self.branches = Branches(layer, high, low)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -222,7 +217,7 @@ def _fuse_sequence(module: nn.Sequential) -> nn.Module:
     for place, layer in enumerate(map(fuse, module)):
         module[place] = layer
         if may_fold(before, layer):
-            before = Conv(before, layer)
+            before = folded(before, layer)
             module[last], module[place] = before, nn.Identity()
         elif isinstance(layer, nn.ReLU) and isinstance(before, Conv):
             before.relu, module[place] = True, nn.Identity()
@@ -246,14 +241,14 @@ def may_pool_first(conv: nn.Module | None, pool: nn.Module) -> bool:
 
 
 def _fuse_trunk(trunk: resnext.Trunk) -> nn.Module:
-    trunk.conv1 = Conv(trunk.conv1, trunk.bn1, relu=True)
+    trunk.conv1 = folded(trunk.conv1, trunk.bn1, relu=True)
     trunk.bn1 = trunk.relu = nn.Identity()
     return _fuse_children(trunk)
 
 
 def _fuse_aspp(aspp: deeplab.ASPP) -> nn.Module:
     for conv, norm in [('conv2', 'bn2'), *((f'aspp{place}', f'aspp{place}_bn') for place in range(1, 6))]:
-        setattr(aspp, conv, Conv(aspp.get_submodule(conv), aspp.get_submodule(norm)))
+        setattr(aspp, conv, folded(aspp.get_submodule(conv), aspp.get_submodule(norm)))
         setattr(aspp, norm, nn.Identity())
     return aspp
 
