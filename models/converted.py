@@ -43,7 +43,7 @@ class ConvertedBottleneck(TwoBranchBottleneck):
         """What the block sums: N x in x H x W -> two times N x out x H x W."""
         if not self.gate_is_inner:
             return super().branches(x)
-        high, low = self.hi_features(x), self.lo_features(down(x) if self.elastic else x)
+        high, low = self.hi_middle(self.conv1(x)), self.lo_middle(self.conv1_d(down(x) if self.elastic else x))
         squeeze, excite = (module for module in self.se.modules() if isinstance(module, nn.Conv2d))
         means = torch.cat([features.mean((2, 3), keepdim=True) for features in (high, low)], 1)
         factors = excite(F.relu(squeeze(means))).sigmoid().split([high.shape[1], low.shape[1]], 1)

@@ -152,24 +152,18 @@ class TwoBranchBottleneck(TwoBranch):
 
     def hi(self, x: Tensor) -> Tensor:
         """N x in_planes x H x W -> N x out_planes x H/stride x W/stride."""
-        return self.conv3(self.hi_features(x))
+        return self.conv3(self.hi_middle(self.conv1(x)))
 
     def lo(self, x: Tensor) -> Tensor:
         """N x in_planes x H x W -> N x out_planes x H/stride x W/stride."""
-        return self.conv3_d(self.lo_features(x))
+        return self.conv3_d(self.lo_middle(self.conv1_d(x)))
 
-    def hi_features(self, x: Tensor) -> Tensor:
-        """What conv3 is given of x."""
-        return self._hi_behind_conv1(self.conv1(x))
-
-    def lo_features(self, x: Tensor) -> Tensor:
-        """What conv3_d is given of x."""
-        return self._lo_behind_conv1(self.conv1_d(x))
-
-    def _hi_behind_conv1(self, x: Tensor) -> Tensor:
+    def hi_middle(self, x: Tensor) -> Tensor:
+        """From what conv1 gives to what conv3 is given: N x C x H x W -> N x C x H/stride x W/stride."""
         return F.relu(self.bn2(self.conv2(F.relu(self.bn1(x), inplace=True))), inplace=True)
 
-    def _lo_behind_conv1(self, x: Tensor) -> Tensor:
+    def lo_middle(self, x: Tensor) -> Tensor:
+        """From what conv1_d gives to what conv3_d is given: N x C x H x W -> N x C x H/stride x W/stride."""
         return F.relu(self.bn2_d(self.conv2_d(F.relu(self.bn1_d(x), inplace=True))), inplace=True)
 
     def branch_sum(self, x: Tensor) -> Tensor:
@@ -187,7 +181,7 @@ class TwoBranchBottleneck(TwoBranch):
             hi, lo = F.conv2d(x, conv1).split([self.conv1.out_channels, self.conv1_d.out_channels], 1)
         else:  # not compiled, norms are slow with parts of a map
             hi, lo = self.conv1(x), self.conv1_d(x)
-        hi, lo = self._hi_behind_conv1(hi), self._lo_behind_conv1(down(lo))
+        hi, lo = self.hi_middle(hi), self.lo_middle(down(lo))
         conv3 = torch.cat([self.conv3.weight, self.conv3_d.weight], 1)
         return F.conv2d(torch.cat([hi, up(lo, hi.shape[-2:])], 1), conv3)
 
