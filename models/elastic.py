@@ -8,16 +8,11 @@ elastic one half works at half the resolution, and the two are summed:
 Which scale matters is learned, block by block, at no extra parameter and with fewer multiply-accumulates.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-# Told of a block its name, its output and, where it is elastic, the two summands.
-Watch = Callable[[str, Tensor, tuple[Tensor, Tensor] | None], None]
 
 
 def down(x: Tensor) -> Tensor:
@@ -184,23 +179,3 @@ class TwoBranchBottleneck(TwoBranch):
         hi, lo = self.hi_middle(hi), self.lo_middle(down(lo))
         conv3 = torch.cat([self.conv3.weight, self.conv3_d.weight], 1)
         return F.conv2d(torch.cat([hi, up(lo, hi.shape[-2:])], 1), conv3)
-
-
-@contextmanager
-def capture_branches(net: nn.Module, watch: Watch) -> Iterator[None]:
-    """While open, `watch` is called after each block of `net`, in the order they run; nothing stays behind.
-
-    An elastic block's summands are computed anew, so that `branch_sum` may sum as it likes and pays nothing when nobody
-    watches. For nets in evaluation mode, else ValueError: batch norms in training would count what they see twice.
-    """
-    if net.training:
-        raise ValueError('a net in training cannot be observed')
-    with ExitStack() as hooks:
-        for name, block in net.named_modules():
-            if isinstance(block, TwoBranch):
-                hooks.enter_context(block.register_forward_hook(partial(_show, watch, name)))
-        yield
-
-
-def _show(watch: Watch, name: str, block: TwoBranch, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    watch(name, output, block.branches(block.entry(inputs[0])) if block.elastic else None)

@@ -24,7 +24,6 @@ import multilabel_classify
 from models.convert import elasticize
 from models.converted import ConvertedBottleneck
 from models.cost import count_macs, count_parameters
-from models.elastic import capture_branches
 from models.fused import fused
 from models.libraries import library_builder
 from models.resnext import ResNeXt
@@ -113,9 +112,10 @@ def test_gradients_reach_every_parameter_and_branches_are_what_a_block_sums(name
     assert not idle
     for block in converted(net).values():
         block.bn3.register_forward_hook(lambda module, inputs, output: sums.append(inputs[0]))
-    with torch.no_grad(), capture_branches(net.eval(), lambda name, output, branches: seen.append((name, branches))):
-        net(images)
-    assert [name for name, _ in seen] == list(converted(net))
+        block.register_forward_hook(lambda module, inputs, output: seen.append((module, module.branches(inputs[0]))))
+    with torch.no_grad():
+        net.eval()(images)
+    assert [block for block, _ in seen] == list(converted(net).values())
     for (_, (full, half)), total in zip(seen, sums, strict=True):
         torch.testing.assert_close(full + half, total)
 

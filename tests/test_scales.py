@@ -11,7 +11,7 @@ from torchvision.transforms.functional import normalize
 
 import models
 from data.image_folder import eval_transform, scaled_crop
-from models.elastic import TwoBranch, capture_branches
+from models.elastic import TwoBranch
 from tests.checkpoints import save_net
 from tests.conftest import Script, TinyNet
 from tests.nets import FAMILIES, load_weights, noise
@@ -37,34 +37,36 @@ def family(request, small):
 
 
 @torch.no_grad()
-def test_branches_are_what_a_block_sums_and_to_observe_and_measure_them_changes_nothing(family, monkeypatch):
+def test_branches_are_what_a_block_sums_and_to_measure_them_changes_nothing(family, monkeypatch):
     name, net = family
     x = noise(2, 3, 65, 65, dtype=torch.float64)
     state = {name: value.clone() for name, value in net.state_dict().items()}
-    sums, seen = [], []
+    sums, pairs, outputs = [], [], []
     blocks = {key: module for key, module in net.named_modules() if isinstance(module, TwoBranch)}
     for block in blocks.values():
         if block.elastic:
-            total = block.branch_sum
+            total, apart = block.branch_sum, block.branches
             monkeypatch.setattr(block, 'branch_sum', lambda x, of=total: sums.append(of(x)) or sums[-1].clone())
+            monkeypatch.setattr(block, 'branches', lambda x, of=apart: pairs.append(of(x)) or pairs[-1])
     before = net(x)
     sums.clear()
-    with capture_branches(net, lambda name, output, branches: seen.append((name, branches))):
-        assert torch.equal(net(x), before)
-    assert [name for name, _ in seen] == list(blocks)
-    pairs = [branches for _, branches in seen if branches]
+    monkeypatch.setattr(net, 'forward', lambda x, of=net.forward: outputs.append(of(x)) or outputs[-1])
+    policies = measure(net, [x], 65)
+    assert len(outputs) == 1 and torch.equal(outputs[0], before)
+    assert [block.name for block in policies.blocks] == list(blocks)
     assert len(pairs) == len(sums) == sum(STAGES[name][1])
     for (full, half), expected in zip(pairs, sums, strict=True):
         torch.testing.assert_close(full + half, expected)
-    means = [torch.stack([branch.abs().mean((1, 2, 3)) for branch in pair], 1) for pair in pairs]
-    torch.testing.assert_close(measure(net, x.split(1), 65).responses, torch.stack(means, 1))
-    with pytest.raises(ZeroDivisionError), capture_branches(net, lambda *_: 1 / 0):
-        net(x)
+    means = torch.stack([torch.stack([branch.abs().mean((1, 2, 3)) for branch in pair], 1) for pair in pairs], 1)
+    for measured in policies, measure(net, x.split(1), 65):
+        torch.testing.assert_close(measured.responses, means)
+    with pytest.raises(ValueError, match='of no stage'):  # within a block
+        measure(net, [x], 4096)
     assert torch.equal(net(x), before)
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
     with pytest.raises(ValueError, match='training'):
         measure(net.train(), [x], 65)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
 def test_stages_at_every_size():

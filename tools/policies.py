@@ -7,13 +7,14 @@ by the sum of both, and the branch that responds more strongly is the preferred 
 """
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
-from models.elastic import TwoBranch, capture_branches
+from models.elastic import TwoBranch
 
 MAP_SIZES = ('XL', 'L', 'M', 'S')  # of maps at 1/4, 1/8, 1/16 and 1/32 of the picture's resolution, as in the paper
 
@@ -73,16 +74,22 @@ def is_elastic(net: nn.Module) -> bool:
 def measure(net: nn.Module, batches: Iterable[Tensor], pixels: int) -> Policies:
     """The policies of a net that has elastic blocks, for batches of normalized images N x 3 x `pixels` x `pixels`.
 
-    Raises ValueError if the net is in training mode.
+    Raises ValueError if the net is in training mode, in which batch norms would count what they see twice.
     """
+    if net.training:
+        raise ValueError('a net in training cannot be observed')
     blocks, batch, responses = {}, [], []
 
-    def note(name: str, output: Tensor, branches: tuple[Tensor, Tensor] | None) -> None:
-        blocks[name] = Block(name, stage_of(output.shape[-1], pixels), branches is not None)
-        if branches:
+    def note(name: str, block: TwoBranch, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        blocks[name] = Block(name, stage_of(output.shape[-1], pixels), block.elastic)
+        if block.elastic:  # computed anew, so that `branch_sum` may sum as it likes and pays nothing unobserved
+            branches = block.branches(block.entry(inputs[0]))
             batch.append(torch.stack([branch.abs().mean((1, 2, 3)) for branch in branches], 1))
 
-    with capture_branches(net, note):
+    with ExitStack() as hooks:
+        for name, block in net.named_modules():
+            if isinstance(block, TwoBranch):
+                hooks.enter_context(block.register_forward_hook(partial(note, name)))
         for images in batches:
             net(images)
             responses.append(torch.stack(batch, 1).cpu())
