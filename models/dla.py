@@ -109,24 +109,17 @@ class Tree(nn.Module):
         return x if self.stride == 1 else F.max_pool2d(x, self.stride, ceil_mode=True)
 
 
-def conv_bn_relu(in_planes: int, planes: int, kernel: int, stride: int = 1) -> list[nn.Module]:
-    """kernel x kernel conv, BN, ReLU as a list of layers."""
-    return [
+def conv_bn_relu(in_planes: int, planes: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """kernel x kernel conv, BN, ReLU."""
+    return nn.Sequential(
         nn.Conv2d(in_planes, planes, kernel, stride, (kernel - 1) // 2, bias=False),
         nn.BatchNorm2d(planes),
         nn.ReLU(inplace=True),
-    ]
-
-
-def _conv_level(in_planes: int, planes: int, depth: int, stride: int) -> nn.Sequential:
-    layers = conv_bn_relu(in_planes, planes, 3, stride)
-    for _ in range(depth - 1):
-        layers += conv_bn_relu(planes, planes, 3)
-    return nn.Sequential(*layers)
+    )
 
 
 class DLA(nn.Module):
-    """base_layer, levels 0-5 (two of convs, four of trees), global average pool, 1x1 conv as classifier."""
+    """base_layer, levels 0-5 (two convs, four trees of `depths`), global average pool, 1x1 conv as classifier."""
 
     head_names: ClassVar[tuple[str, ...]] = ('fc',)
 
@@ -143,13 +136,14 @@ class DLA(nn.Module):
         tree = partial(
             Tree, partial(Bottleneck, cardinality=cardinality, elastic=elastic), stride=2, residual_root=residual_root
         )
-        self.base_layer = nn.Sequential(*conv_bn_relu(3, CHANNELS[0], 7))
-        self.level0 = _conv_level(CHANNELS[0], CHANNELS[0], depths[0], 1)
-        self.level1 = _conv_level(CHANNELS[0], CHANNELS[1], depths[1], 2)
-        self.level2 = tree(depths[2], CHANNELS[1], CHANNELS[2])
-        self.level3 = tree(depths[3], CHANNELS[2], CHANNELS[3], level_root=True)
-        self.level4 = tree(depths[4], CHANNELS[3], CHANNELS[4], level_root=True)
-        self.level5 = tree(depths[5], CHANNELS[4], CHANNELS[5], level_root=True)
+        self.base_layer = conv_bn_relu(3, CHANNELS[0], 7)
+        self.level0 = conv_bn_relu(CHANNELS[0], CHANNELS[0], 3)
+        self.level1 = conv_bn_relu(CHANNELS[0], CHANNELS[1], 3, stride=2)
+        depth2, depth3, depth4, depth5 = depths
+        self.level2 = tree(depth2, CHANNELS[1], CHANNELS[2])
+        self.level3 = tree(depth3, CHANNELS[2], CHANNELS[3], level_root=True)
+        self.level4 = tree(depth4, CHANNELS[3], CHANNELS[4], level_root=True)
+        self.level5 = tree(depth5, CHANNELS[4], CHANNELS[5], level_root=True)
         self.fc = nn.Conv2d(CHANNELS[5], num_classes, 1)
         fan_out_normal(self)  # fc, a conv, too
 
@@ -167,19 +161,19 @@ class DLA(nn.Module):
 
 def dla60x(num_classes: int = 1000) -> DLA:
     """DLA-X-60."""
-    return DLA((1, 1, 1, 2, 3, 1), num_classes)
+    return DLA((1, 2, 3, 1), num_classes)
 
 
 def dla60x_elastic(num_classes: int = 1000) -> DLA:
     """DLA-X-60 + Elastic."""
-    return DLA((1, 1, 1, 2, 3, 1), num_classes, elastic=True)
+    return DLA((1, 2, 3, 1), num_classes, elastic=True)
 
 
 def dla102x(num_classes: int = 1000) -> DLA:
     """DLA-X-102."""
-    return DLA((1, 1, 1, 3, 4, 1), num_classes, residual_root=True)
+    return DLA((1, 3, 4, 1), num_classes, residual_root=True)
 
 
 def dla102x_elastic(num_classes: int = 1000) -> DLA:
     """DLA-X-102 + Elastic: a deeper level 2, a shallower level 4, 50 groups."""
-    return DLA((1, 1, 3, 3, 3, 1), num_classes, cardinality=50, elastic=True, residual_root=True)
+    return DLA((3, 3, 3, 1), num_classes, cardinality=50, elastic=True, residual_root=True)

@@ -33,12 +33,10 @@ class IDAUp(nn.Module):
         super().__init__()
         for k, (before, factor) in enumerate(zip(in_planes, factors, strict=True), 1):
             project = before != planes
-            self.add_module(
-                f'proj_{k}', nn.Sequential(*dla.conv_bn_relu(before, planes, 1)) if project else nn.Identity()
-            )
+            self.add_module(f'proj_{k}', dla.conv_bn_relu(before, planes, 1) if project else nn.Identity())
             self.add_module(f'up_{k}', bilinear_up(planes, factor) if factor > 1 else nn.Identity())
         for k in range(1, len(in_planes) + 1):
-            self.add_module(f'node_{k}', nn.Sequential(*dla.conv_bn_relu(2 * planes, planes, 3)))
+            self.add_module(f'node_{k}', dla.conv_bn_relu(2 * planes, planes, 3))
 
     def forward(self, x: Tensor, *others: Tensor) -> list[Tensor]:
         """N x planes x h x w and the smaller maps -> x_1, x_2, ..., each N x planes x h x w."""

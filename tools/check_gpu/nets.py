@@ -20,7 +20,7 @@ from utils.step import TrainingStep
 
 
 def dla_up(num_classes: int = 21, checkpoint_activations: bool = False) -> DLASegmenter:
-    base = DLA((1, 1, 1, 1, 1, 1), elastic=True)
+    base = DLA((1, 1, 1, 1), elastic=True)
     return DLASegmenter(base, num_classes, checkpoint_activations=checkpoint_activations)
 
 
@@ -28,8 +28,8 @@ def dla_up(num_classes: int = 21, checkpoint_activations: bool = False) -> DLASe
 # shortcuts, trees in trees with the children they are handed.
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
     'resnext': partial(ResNeXt, (2, 1, 1, 1), se=True, elastic=True),
-    'dla': partial(DLA, (1, 1, 1, 2, 1, 1), residual_root=True),
-    'dla_elastic': partial(DLA, (1, 1, 1, 1, 1, 1), elastic=True, cardinality=50),
+    'dla': partial(DLA, (1, 2, 1, 1), residual_root=True),
+    'dla_elastic': partial(DLA, (1, 1, 1, 1), elastic=True, cardinality=50),
     'densenet': partial(DenseNet, (1, 1, 1, 1)),
     'densenet_elastic': partial(DenseNet, (2, 1, 1, 1), elastic=True),
     'deeplab': partial(DeepLab, (2, 1, 1), elastic=True),
