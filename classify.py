@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
-from data.image_folder import ImageFolder, eval_transform, open_train_and_val
+from data.image_folder import ImageFolder, RandomResizedCropFlip, check_same_classes, decode_image, eval_transform
 from utils.checkpoint import CheckpointMeta
 from utils.cli import (
     Parser,
@@ -81,9 +81,12 @@ def main(
 
 def open_sets(args: Namespace) -> tuple[ImageFolder | None, ImageFolder]:
     """DIR/train, augmented, unless only testing, and DIR/val."""
+    val_set = ImageFolder(args.data / 'val', eval_transform(args.image_size))
     if args.evaluate:
-        return None, ImageFolder(args.data / 'val', eval_transform(args.image_size))
-    return open_train_and_val(args.data, args.image_size)
+        return None, val_set
+    train_set = ImageFolder(args.data / 'train', RandomResizedCropFlip(args.image_size), decode_image)
+    check_same_classes(args.data, train_set.classes, val_set.classes)
+    return train_set, val_set
 
 
 if __name__ == '__main__':

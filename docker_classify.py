@@ -22,7 +22,7 @@ def make_parser() -> Parser:
     """Make the parser of the arguments, whose defaults are the recipe."""
     parser = classify.make_parser(__doc__, batch='samples per update of a process, one of --num-gpus')
     add = parser.add_argument_group('as in the reference').add_argument
-    add('--fp16', action='store_true', help='the same as --amp fp16')
+    add('--fp16', dest='amp', action='store_const', const='fp16', default='off', help='the same as --amp fp16')
     add('--static-loss-scale', type=positive_float, metavar='X', help='of fp16; default: as large as it can be')
     parser.set_defaults(batch_size=32, workers=8, batch_per_gpu=True)
     return parser
@@ -30,7 +30,6 @@ def make_parser() -> Parser:
 
 def main(args: Namespace) -> dict[str, float] | None:
     """Train, or with --evaluate only test: its results."""
-    args = Namespace(**{**vars(args), 'amp': 'fp16' if args.fp16 else args.amp})
     return classify.main(args, last='checkpoint.pth.tar', reporter=SpeedReporter)
 
 

@@ -1,14 +1,12 @@
 """MS-COCO as a multi-label set: which classes an image holds, at which size of object."""
 
-import contextlib
-import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
@@ -65,8 +63,7 @@ def read_annotations(path: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     if not path.is_file():
         raise UserError(f'no annotation file {path}')
     with reading(f'{path}: not an annotation file of COCO, or a damaged one'):
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress
-            content = COCO(str(path)).dataset
+        content = json.loads(path.read_bytes())
         images, categories, annotations = (content.get(key) for key in ('images', 'categories', 'annotations'))
         if not images or not categories or not annotations:  # without the last, as image_info_*.json
             raise UserError(f'{path}: lists no images, no categories or no annotations')

@@ -101,14 +101,6 @@ def scaled_crop(size: int, factor: float) -> transforms.Compose:
     )
 
 
-def open_train_and_val(folder: Path, size: int) -> tuple[ImageFolder, ImageFolder]:
-    """Open FOLDER/train, augmented, and FOLDER/val; UserError unless both have the same classes."""
-    train = ImageFolder(folder / 'train', RandomResizedCropFlip(size), decode_image)
-    val = ImageFolder(folder / 'val', eval_transform(size))
-    check_same_classes(folder, train.classes, val.classes)
-    return train, val
-
-
 def check_same_classes(folder: Path, train: list[str], val: list[str]) -> None:
     """Raises UserError unless both parts of the set in `folder` have the same classes, in the same order."""
     if train != val:

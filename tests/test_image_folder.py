@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch.utils.data import DataLoader
 from torchvision import io, transforms
 from torchvision.datasets import ImageFolder
 
+from classify import open_sets
 from data import image_folder
-from data.image_folder import RandomResizedCropFlip, decode_image, open_train_and_val, pil_loader
+from data.image_folder import RandomResizedCropFlip, decode_image, pil_loader
 from tools.benchmark.loaders import draw_photo
 from utils.errors import UserError
 from utils.loader import SeededDataset, collate
@@ -70,7 +72,7 @@ def draw(_):
 
 
 def test_augmentation_is_of_seed_epoch_and_sample_alone_whatever_process_draws_it(folder):
-    train, val = open_train_and_val(folder, 8)
+    train, val = open_sets(Namespace(data=folder, image_size=8, evaluate=False))
     assert (train.load, val.load) == (decode_image, pil_loader)
     train.transform = draw
     keys = [(epoch, number) for epoch in (0, 1) for number in (17, 0, 7)]

@@ -27,7 +27,7 @@ QUICK = 'classify/dla60x/g1', 'docker_classify/resnext50_elastic', 'multilabel/d
 def put_in_place(patch: pytest.MonkeyPatch, case: dict) -> None:
     """The recording's data, weights and precision for the scripts' own; neither checkpoints of 400 MB nor curves."""
     train, *val = samples(case)
-    patch.setattr('classify.open_train_and_val', lambda *_: (train, *val))
+    patch.setattr('classify.open_sets', lambda _: (train, *val))
     patch.setattr('multilabel_classify.open_part', lambda folder, part, *_: train if part == 'train' else val[0])
     patch.setattr('segment.open_voc', lambda *_: train)
     nets = models.segmenters if case['script'] == 'segment' else models.classifiers

@@ -29,7 +29,7 @@ from utils.device import Compute, pick_device
 from utils.errors import UserError
 from utils.files import write_files
 from utils.loader import DeviceLoader, EvalBatchSampler, available_cores
-from utils.metrics import TopKError
+from utils.metrics import Metrics
 from utils.run import CheckpointNames
 from utils.schedules import milestones
 from utils.signals import SignalHandler
@@ -78,19 +78,18 @@ class Recipe:
 RECIPE = Recipe()
 
 
-class ScaleError(TopKError):
+class ScaleError(Metrics):
     """Loss, and top-1 error in %, overall (`err1`) and of each third of the sizes; counted in one process."""
 
     def __init__(self, device: torch.device):
-        super().__init__(device)
-        del self.averages['err5']
+        super().__init__(device, 'err1')
         self.wrong, self.seen = torch.zeros(2, len(THIRDS), dtype=torch.int64, device=device)
 
     def update(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Count a batch: its mean loss (), outputs N x C, labels and thirds N x 2."""
         labels, thirds = targets.T
         wrong = outputs.argmax(1) != labels
-        self.averages['loss'].update(loss, len(wrong))
+        super().update(loss, outputs, targets)
         self.averages['err1'].add(100 * wrong.sum(), len(wrong))
         self.seen += thirds.bincount(minlength=len(THIRDS))
         self.wrong += thirds[wrong].bincount(minlength=len(THIRDS))
