@@ -42,16 +42,17 @@ def bench(here, monkeypatch):
 def test_every_way_has_a_row_and_a_share_of_the_matrix_product(bench, tmp_path, capsys, train):
     bench('--json', tmp_path / 'speed.json', *train)
     rows = {row['name']: row for row in json.loads((tmp_path / 'speed.json').read_text())['rows']}
-    ours = [f'{net}, {way}' for net in ('tiny', 'tiny/segmenter') for way in ('reference', 'off', 'bf16')]
-    rivals = [f"torchvision's rival, {way}" for way in ('off', 'bf16')]
-    assert list(rows) == [*ours, *rivals, 'matrix product, off', 'matrix product, bf16']
+    ours = [f'{net}, {way}' for net in ('tiny', 'tiny/segmenter') for way in ('reference', 'float32', 'bf16')]
+    rivals = [f"torchvision's rival, {way}" for way in ('float32', 'bf16')]
+    assert list(rows) == [*ours, *rivals, 'matrix product, float32', 'matrix product, bf16']
     compared = rows['tiny, bf16']['median'] / rows['tiny, reference']['median']
     assert rows['tiny, bf16']['times_reference'] == pytest.approx(compared)
     assert rows['tiny, reference']['times_reference'] == 1
     macs = count_macs(TinyNet, 32)
-    assert rows['tiny, off']['flops'] == pytest.approx(2 * macs * rows['tiny, off']['median'] * (3 if train else 1))
+    ours_in_float32 = rows['tiny, float32']
+    assert ours_in_float32['flops'] == pytest.approx(2 * macs * ours_in_float32['median'] * (3 if train else 1))
     for name in ours + rivals:
-        row, product = rows[name], rows[f'matrix product, {"bf16" if name.endswith("bf16") else "off"}']
+        row, product = rows[name], rows[f'matrix product, {"bf16" if name.endswith("bf16") else "float32"}']
         assert row['lowest'] <= row['median'] <= row['highest']
         assert row['of_matrix_product'] == pytest.approx(row['flops'] / product['flops'])
         assert row['peak_bytes'] == 3 * MIB
@@ -62,7 +63,7 @@ def test_every_way_has_a_row_and_a_share_of_the_matrix_product(bench, tmp_path, 
 
 def test_ways_are_those_of_both_sides_but_the_references():
     ways = net_speed.ways_of(['resnext50'], ['densenet201'], ['off', 'bf16'], True)
-    kinds = 'off', 'off, compiled', 'bf16', 'bf16, compiled'
+    kinds = 'float32', 'float32, compiled', 'bf16', 'bf16, compiled'
     both = [f'{net}, {kind}' for net in ('resnext50', "torchvision's densenet201") for kind in kinds]
     assert list(map(str, ways)) == ['resnext50, reference', *both]
     last_and_compiled = [(way.compute('cpu').layout is torch.channels_last, way.compute('cpu').compile) for way in ways]
@@ -73,7 +74,7 @@ def test_nets_of_libraries_are_known_by_name(here, tmp_path, capsys):
     name, sizes = 'torchvision/regnet_y_400mf', '-b 2 --image-size 32 --rounds 1 --device cpu'
     Script(benchmark, '--nets', f'{name} --rivals --amp off {sizes} --json {tmp_path}/speed.json')()
     reference, ours, _ = json.loads((tmp_path / 'speed.json').read_text())['rows']
-    assert (reference['name'], ours['name']) == (f'{name}, reference', f'{name}, off')
+    assert (reference['name'], ours['name']) == (f'{name}, reference', f'{name}, float32')
     assert ours['flops'] / ours['median'] == pytest.approx(2 * count_macs(regnet_y_400mf(), 32))
     elastic, _ = net_speed.ways_of([f'{name}_elastic'], [], ['off'], False)
     assert any(isinstance(block, TwoBranch) for block in elastic.build().modules())

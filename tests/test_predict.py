@@ -1,5 +1,6 @@
 """tools/predict.py: what it prints and draws against plain computations, what is told as wrong; exported nets."""
 
+import shutil
 from unittest.mock import Mock
 
 import numpy as np
@@ -122,6 +123,9 @@ def test_what_is_wrong_is_told_and_nothing_is_written(predict, pictures, tmp_pat
     (tmp_path / 'empty').mkdir()
     assert f'no picture in {tmp_path / "empty"}' in predict.error(capsys, tmp_path / 'empty')
     assert 'ends in .pt2' in predict.error(capsys, '--export', out / 'net.onnx')
+    own = shutil.copy(pictures[0], pictures[0].with_name('0_overlay.jpg'))
+    assert f'{own} would be written over' in predict.error(capsys, pictures[0], own, '--output', own.parent)
+    own.unlink()
     pictures[3].write_bytes(pictures[3].read_bytes()[:1000])
     assert f'cannot read image {pictures[3]}' in predict.error(capsys, *pictures, '--output', out, '-b', 1)
     assert not out.exists() or not list(out.iterdir())

@@ -104,7 +104,7 @@ def test_numbers_are_the_scripts_beside_cost_and_published_ones(tool, data, weig
     assert '\n- Files that were not measured: coco_resnext50.pth.tar, coco_resnext50_elastic.pth.tar,' in text
 
 
-def test_only_what_is_not_known_is_measured(tool, data, measured, tmp_path, capsys):
+def test_only_what_is_not_known_is_measured(tool, weights, data, measured, tmp_path, capsys):
     first, second, third, fourth = map(os.path.basename, FILES)
     kept = {}
     for arguments, expected in (
@@ -122,9 +122,11 @@ def test_only_what_is_not_known_is_measured(tool, data, measured, tmp_path, caps
         assert capsys.readouterr().out.endswith(tables)
     assert tables.count('- dla60x was measured with --amp bf16.\n') == 1
     shutil.copytree(data[1], tmp_path / 'others')
-    measured.clear()
-    tool('--imagenet', tmp_path / 'others', *data[2:])
-    assert measured == [first, second]
+    os.utime(weights / PLACES[FILES[1]])
+    for folder, expected in (data[1], [second]), (tmp_path / 'others', [first, second]):
+        measured.clear()
+        tool('--imagenet', folder, *data[2:])
+        assert measured == expected
 
 
 def test_a_stopped_call_goes_on_with_the_rest(tool, data, measured, monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
-from torchvision.transforms.functional import normalize
+from torchvision.transforms.functional import normalize, to_tensor
 
 import models
 from data.image_folder import eval_transform, scaled_crop
@@ -128,6 +128,18 @@ def test_policies_of_pictures(policy, folder, tmp_path, monkeypatch):
     monkeypatch.setattr('tools.scale_policy.figure.MOST_ROWS', 2)
     policy(*paths, '--arch', 'small')
     assert numbers(tmp_path) == found
+
+
+def test_a_net_of_coco_is_shown_whole_pictures_as_in_its_test(policy, small, tmp_path):
+    Image.new('RGB', (400, 200), 'red').save(tmp_path / 'wide.png')
+    with Image.open(tmp_path / 'wide.png') as picture:
+        picture.paste('blue', (0, 0, 90, 200))  # which no central crop holds
+        picture.save(tmp_path / 'wide.png')
+        whole = normalize(to_tensor(picture.resize((64, 64), Image.Resampling.BILINEAR)), MEAN, STD)
+    net = save_net(tmp_path / 'small.pth', small(), arch='small', task='coco', classes=list('abcdef'))
+    policy(tmp_path / 'wide.png')
+    (image,) = numbers(tmp_path)['images']
+    assert image['shares'] == pytest.approx(measure(net.eval(), [whole[None]], 64).shares[0].tolist(), rel=1e-3)
 
 
 @pytest.mark.parametrize('classes', [4, 24])

@@ -35,7 +35,7 @@ from tools.pictures import Pictures, add_test_arguments, outputs_of
 from tools.pretrained import IMAGE_SIZES, TASKS, load_net
 from utils import checkpoint
 from utils.cli import Parser, check_image_size
-from utils.errors import UserError, exit_cleanly
+from utils.errors import UserError, exit_cleanly, named
 from utils.files import written_whole
 
 TOP = 5
@@ -108,6 +108,9 @@ def show_overlays(args: Namespace, model: nn.Module, classes: list[str], paths: 
     centered, sizes = PadToSize(args.image_size), [size_of(path) for path in paths]
     groups = groups_of_one_size([centered.padded_size(size) for size in sizes])
     names, blocks = overlay_names(paths), {}
+    lost = {(args.output / name).resolve() for name in names} & {path.resolve() for path in paths}
+    if lost:
+        raise UserError(f'{named(sorted(lost))} would be written over: give another --output')
     with written_whole(*(args.output / name for name in names), sync=False) as files:
         for scores, number in outputs_of(model, Pictures(paths, partial(padded, centered)), args, groups):
             index = int(number)

@@ -7,7 +7,7 @@
 WEIGHTS holds files under their released names, side by side or in the authors' folders (imagenet_models, coco_models,
 pascal_models). The numbers are those that classify.py, multilabel_classify.py and segment.py print. The tables go to
 stdout and into released.md, all numbers into released.json beside it, after every net. A net that is in released.json
-is not measured again on the same folder: remove that file to start anew.
+is not measured again, unless its file or the data are others.
 """
 
 import json
@@ -92,8 +92,9 @@ def main(args: Namespace) -> None:
         rows = read_rows(record)
         for name, path in files.items():
             try:
-                if rows.get(name, {}).get('data') != data_of(name, args):
-                    rows[name] = measure(name, path, args)
+                inputs = inputs_of(name, path, args)
+                if not inputs.items() <= rows.get(name, {}).items():
+                    rows[name] = measure(name, path, args) | inputs
                     write_files({table: tables(rows).encode(), record: json.dumps(rows, indent=1).encode() + b'\n'})
             except UserError as error:
                 if str(path) not in str(error):  # of the data, for instance, which the other files need too
@@ -122,9 +123,10 @@ def find_files(args: Namespace) -> dict[str, Path]:
     return files
 
 
-def data_of(name: str, args: Namespace) -> str:
-    """The folder on which a file is evaluated."""
-    return str(getattr(args, RELEASED[name][0]).resolve())
+def inputs_of(name: str, path: Path, args: Namespace) -> Row:
+    """The file and the folder that a net is evaluated on: where one is another, it is measured anew."""
+    data = getattr(args, RELEASED[name][0])
+    return {'weights': str(path.resolve()), 'modified': path.stat().st_mtime, 'data': str(data.resolve())}
 
 
 def read_rows(record: Path) -> dict[str, Row]:
@@ -153,7 +155,6 @@ def measure(name: str, path: Path, args: Namespace) -> Row:
         'source': source,
         'measured': measured,
         'difference': {key: measured[key] - value for key, value in published.items()},
-        'data': data_of(name, args),
         'amp': args.amp,
         'torch': torch.__version__,
         'git': git_commit(),

@@ -71,12 +71,17 @@ class Way:
 
     def __str__(self) -> str:
         """The net, and in what this way differs from the default one."""
-        kind = 'reference' if self.reference else self.amp
+        kind = 'reference' if self.reference else called(self.amp)
         return ', '.join([self.net if self.ours else f"torchvision's {self.net}", kind, *['compiled'] * self.compiled])
 
     def compute(self, device: str, all_gpus: bool = False) -> Compute:
         """Where and how it runs."""
         return Compute(device, self.amp, channels_last=not self.reference, compile=self.compiled, all_gpus=all_gpus)
+
+
+def called(amp: str) -> str:
+    """What a precision is called in tables: `off` is float32."""
+    return 'float32' if amp == 'off' else amp
 
 
 def ways_of(nets: list[str], rivals: list[str], amps: list[str], compiled: bool) -> list[Way]:
@@ -95,7 +100,7 @@ def measure(ways: list[Way], work: Work, rounds: int) -> list[dict[str, Any]]:
     torchvision's nets are compared with the first net's reference.
     """
     amps, device = dict.fromkeys(way.amp for way in ways), pick_device(work.device)
-    products = {f'matrix product, {amp}': matrix_product(work.device, amp) for amp in amps}
+    products = {f'matrix product, {called(amp)}': matrix_product(work.device, amp) for amp in amps}
     with ExitStack() as stack:
         own = {str(way): stack.enter_context(Apart(str(way), turn_of, device, way, work)) for way in ways}
         seconds = interleaved(own | {name: turn for name, (turn, _) in products.items()}, rounds, warm_up=2)
@@ -112,7 +117,7 @@ def measure(ways: list[Way], work: Work, rounds: int) -> list[dict[str, Any]]:
                 'times_reference': medians[reference] / medians[name] if reference in medians else None,
                 'peak_bytes': peaks[name],
                 'flops': flops,
-                'of_matrix_product': flops / reached[f'matrix product, {way.amp}'],
+                'of_matrix_product': flops / reached[f'matrix product, {called(way.amp)}'],
             }
         )
     return rows + [{'name': name, 'flops': flops} for name, flops in reached.items()]

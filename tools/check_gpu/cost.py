@@ -27,7 +27,7 @@ def segmentation_memory(
         torch.cuda.reset_peak_memory_stats(device)
     step()
     peak = peak_memory(device)
-    # The step's growth on a CPU says 4.4 GiB in float32 (README.md); kept activations would take 15.4.
+    # The step's growth on a CPU says 4.4 GiB in float32 (docs/voc.md); kept activations would take 15.4.
     return Result(peak <= 8 * GIB, f'{peak / GIB:.1f} GiB', 'at most 8 GiB')
 
 

@@ -11,13 +11,15 @@ beside it.
 
 import os
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from data.coco import squashed
 from data.image_folder import ImageFolder, eval_transform
 from tools.pictures import Pictures, add_test_arguments, make_loader
 from tools.policies import Policies, is_elastic, measure
@@ -46,8 +48,8 @@ def make_parser() -> Parser:
 
 def main(args: Namespace) -> None:
     """Measure, draw and note."""
-    pictures, compute = open_pictures(args), Compute(args.device)
-    model, identity = open_classifier(args.checkpoint, args.arch, args.image_size)
+    compute, (model, identity) = Compute(args.device), open_classifier(args.checkpoint, args.arch, args.image_size)
+    pictures = open_pictures(args, (squashed if identity.task == 'coco' else eval_transform)(args.image_size))
     if not is_elastic(model):
         raise UserError(f'{args.checkpoint}: {identity.arch} has no elastic block, so nothing to choose')
     check_results(args.out)
@@ -69,9 +71,9 @@ def main(args: Namespace) -> None:
     write_results(figure, noted | found, args.out)
 
 
-def open_pictures(args: Namespace) -> Pictures | ImageFolder:
+def open_pictures(args: Namespace, transform: Callable[[Image.Image], Tensor]) -> Pictures | ImageFolder:
     """The pictures of the files named, or of one folder by class; UserError for anything else."""
-    transform, folders = eval_transform(args.image_size), [path for path in args.images if path.is_dir()]
+    folders = [path for path in args.images if path.is_dir()]
     if folders and len(args.images) > 1:
         raise UserError(f'{folders[0]} is a folder: give one folder, or pictures')
     for folder in folders:
