@@ -1,14 +1,17 @@
 """The command lines themselves: real ones where a process is what matters, the others called in this one."""
 
+import io
 import os
 import runpy
 import signal
 import sys
+from contextlib import redirect_stdout
 
 import pytest
 
 from tests.launch import ROOT, start
 from utils import checkpoint
+from utils.errors import exit_cleanly
 
 SMALL = '-a dla60x -b 4 -g 2 --lr 0.01 --image-size 32 -p 1 --device cpu'
 SCRIPTS = [ROOT / f'{name}.py' for name in ('classify', 'docker_classify', 'multilabel_classify', 'segment')]
@@ -51,3 +54,10 @@ def test_files_find_their_packages_and_tell_how_they_are_called(path, monkeypatc
     out = capsys.readouterr().out
     place = path.relative_to(ROOT)
     assert f'    python {place} ' in out or f' {place} DIR' in out or f'    python -m {module} ' in out
+
+
+def test_names_that_are_no_unicode_are_printed():
+    printed = io.TextIOWrapper(io.BytesIO(), 'utf-8')
+    with redirect_stdout(printed):
+        exit_cleanly(lambda: print(os.fsdecode(b'\xff.jpg'), flush=True))
+    assert printed.buffer.getvalue() == b'\\udcff.jpg\n'

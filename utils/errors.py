@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
+
 # What torch's C++ adds to the text of an error: where it was raised, and a line per frame of the stack.
 CPP_STACK = re.compile(r'^(Exception raised from|frame #\d+:|C\+\+ CapturedTraceback).*', re.MULTILINE)
 
@@ -25,6 +27,8 @@ def exit_cleanly(main: Callable[[], None]) -> None:
 
     So do an OSError, as of a folder that may not be looked into, which tells what it is about, and a lack of memory.
     """
+    if hasattr(sys.stdout, 'reconfigure'):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         main()
     except (UserError, OSError) as error:
@@ -56,7 +60,7 @@ def reading(message: str) -> Iterator[None]:
         warnings.simplefilter('ignore')
         try:
             yield
-        except UserError:
+        except (UserError, torch.OutOfMemoryError):  # the latter of a GPU: the file can do nothing for it
             raise
         except Exception as error:
             text = str(error)
