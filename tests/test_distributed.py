@@ -117,10 +117,18 @@ def test_coco_as_a_job(multilabel, tmp_path, capsys):
 def test_voc_as_a_job(segment, tmp_path, capsys):
     """Of the 13 images three are left for an epoch's second batch, of which one process gets two."""
     two, one, training = tmp_path / '2', tmp_path / '1', ('--train', '--batch-size', 10, '--freeze-bn', '-p', 1)
-    assert run(2, 'segment', *segment.shared, *training, '--output', two).count('epoch: ') == 4
+    lines = run(2, 'segment', *segment.shared, *training, '--output', two)
     segment(*training, '--output', one)
     torch.testing.assert_close(content(two, LAST_OF_VOC), content(one, LAST_OF_VOC), rtol=1e-5, atol=1e-6)
-    capsys.readouterr()
+    printed = [re.findall(r'loss: (\S+) \((\S+)\)', text) for text in (lines, capsys.readouterr().out)]
+    np.testing.assert_allclose(*(np.array(numbers, float).reshape(4, 2) for numbers in printed), rtol=0, atol=2e-4)
+    with launch(2, 'segment', *segment.shared, *training, '--output', tmp_path, '--save-steps', 1, KILL='0:2') as job:
+        job.end()
+    segment(*training, '--output', tmp_path, '--auto-resume')  # alone, within the first epoch
+    logged = [[record['train']['loss'] for record in epochs(place)[-2:]] for place in (one, two, tmp_path)]
+    np.testing.assert_allclose(logged[1:], logged[:1] * 2, rtol=1e-5)
+    smooth = [checkpoint.read(place / LAST_OF_VOC).smooth_loss for place in (one, two, tmp_path)]
+    assert smooth[1:] == pytest.approx(smooth[:1] * 2, rel=1e-5)
     out = run(2, 'segment', *segment.shared, '--resume', two / LAST_OF_VOC, '--output', two)
     segment('--resume', two / LAST_OF_VOC, '--output', one)
     assert out.splitlines()[-23:] == capsys.readouterr().out.splitlines()[-23:]
@@ -183,6 +191,16 @@ def test_flags_of_apex_have_the_address_of_apex(classify, monkeypatch):
     with pytest.raises(KeyError):
         classify('--world-size', 3, '--rank', 1)
     assert meet.call_args.args == ('tcp://127.0.0.1:23456', 1, 3)
+
+
+def test_the_numbers_that_torch_needs_make_a_job(classify, monkeypatch):
+    meet = Mock(side_effect=KeyError)
+    monkeypatch.setattr(distributed, 'rendezvous', meet)
+    for name, value in {'RANK': '1', 'WORLD_SIZE': '2', 'MASTER_ADDR': HOST, 'MASTER_PORT': '1'}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(KeyError):
+        classify()
+    assert meet.call_args.args == ('env://', 1, 2)
 
 
 def test_a_process_that_is_stuck_itself_ends_when_another_hangs():

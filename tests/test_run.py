@@ -106,7 +106,14 @@ def test_a_run_whose_lines_nobody_reads_any_more_is_saved_first(undisturbed, tin
     assert_same(content(tmp_path, LAST), content(whole, LAST))
 
 
-def test_a_lack_of_memory_is_told_in_a_line(classify, monkeypatch, capsys):
+def test_a_lack_of_memory_is_told_in_a_line(undisturbed, classify, tmp_path, monkeypatch, capsys):
+    """Also of a GPU's while a file is taken up, which is not the file's fault."""
+    run = shutil.copytree(undisturbed('classify').folder, tmp_path / 'run')
+    with monkeypatch.context() as patch:
+        lack = torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has')
+        patch.setattr('utils.run.load_optimizer', Mock(side_effect=lack))
+        told = classify.error(capsys, '--output', run, '--auto-resume', '--epochs', 3)
+        assert told.startswith('error: out of memory, as 2.00 GiB more')
     monkeypatch.setattr(TinyNet, 'forward', lambda net, x: torch.empty(10**14))
     assert 'out of memory, as 400000000000000 bytes more were needed: smaller batches' in classify.error(capsys)
 
@@ -214,6 +221,20 @@ def test_a_file_from_elsewhere_does_not_go_on_over_a_run(undisturbed, classify, 
     classify('--output', run, '--resume', inside)
 
 
+def test_a_file_of_another_run_in_the_folder_does_not_go_on_over_a_run(segment, tmp_path, capsys):
+    last = {exp: tmp_path / 'run' / f'deeplab_tiny_pascal_v3_{exp}_last.pth' for exp in ('other', 'mine', 'fork')}
+    segment('--train', '--exp', 'other', '--epochs', 1)
+    segment('--train', '--epochs', 1, '--seed', 7)
+    segment('--train', '--exp', 'fork', '--epochs', 2, '--resume', last['other'])  # from then on a run of its own
+    before = {path: path.read_bytes() for path in last.values()}
+    for exp, resumed in ('mine', 'other'), ('fork', 'other'), ('other', 'fork'):
+        told = segment.error(capsys, '--train', '--exp', exp, '--epochs', 3, '--resume', last[resumed])
+        assert told.startswith(f'error: {last[exp]} is of another run')
+    assert {path: path.read_bytes() for path in last.values()} == before
+    (tmp_path / 'run' / 'deeplab_tiny_pascal_v3_fork_epoch3.pth').write_bytes(b'damaged')
+    segment('--train', '--exp', 'fork', '--epochs', 3, '--auto-resume')
+
+
 def test_run_whose_devices_would_get_too_few_is_refused(segment, tmp_path, capsys, monkeypatch):
     """13 images on four devices are 4, 4, 4 and 1, which no net of two at least can be trained on."""
     monkeypatch.setattr(Compute, 'devices', 4)
@@ -264,12 +285,12 @@ def test_start_epoch_counts_where_the_resumed_file_names_none(classify, tmp_path
 
 def test_only_a_lower_error_is_a_better_one_and_the_first_is_the_best_so_far(classify, tmp_path, monkeypatch):
     """Also over a resume, and of epochs of which none gets anything right."""
-    errors, best = iter([100.0, 100.0, 50.0, 50.0, 60.0]), []
-    monkeypatch.setattr(trainer, 'evaluate', lambda *_: {'err1': next(errors)})
-    for epochs_done in range(1, 6):
+    errors, best = iter([(100.0, 2.0), (100.0, 2.0), (50.0, 1.0), (50.0, 1.0), (60.0, 1.0), (0.0, float('nan'))]), []
+    monkeypatch.setattr(trainer, 'evaluate', lambda *_: dict(zip(('err1', 'loss'), next(errors), strict=True)))
+    for epochs_done in range(1, 7):
         classify('--output', tmp_path, '--epochs', epochs_done, '--auto-resume')
         best.append(checkpoint.read(tmp_path / 'model_best.pth.tar').epoch)
-    assert best == [1, 1, 3, 3, 3]
+    assert best == [1, 1, 3, 3, 3, 3]
 
 
 def test_exponential_average_goes_on_over_epochs_and_resumes(segment, capsys):

@@ -1,7 +1,7 @@
 """Checkpoint files: the one place that reads them and the one that writes them.
 
 A file is a dict with the reference's keys (epoch, arch, state_dict, optimizer, best_err1) and ours (task, classes,
-seed, scaler, position, smooth_loss, processes). Files of 2019 hold only some of them; bare state dicts hold none.
+run, seed, scaler, position, smooth_loss, processes). Files of 2019 hold only some of them; bare state dicts hold none.
 """
 
 import os
@@ -44,6 +44,7 @@ KINDS = {
     'seed': COUNT,
     'scaler': DICT,
     'position': DICT,
+    'run': NAME,
     'smooth_loss': ('a finite number', lambda value: isinstance(value, Real) and abs(value) < 1e300),
     'processes': ('a list', lambda value: isinstance(value, list)),
 }
@@ -68,6 +69,7 @@ class Checkpoint:
     seed: int | None = None
     scaler: dict[str, Any] | None = None
     position: dict[str, Any] | None = None
+    run: str | None = None  # a word of its own, in all files that a run writes
     smooth_loss: float | None = None  # segmentation's exponential average, which goes on over epochs
     processes: list[dict[str, Any]] | None = None  # of a job of several: what each has of its own
     best: dict[str, float] = field(default_factory=dict)  # such as {'best_err1': 22.5}

@@ -104,7 +104,7 @@ class Metrics:
         raise NotImplementedError
 
     def compute(self) -> dict[str, Any]:
-        """The results by name, for the log; the numbers among them are drawn as curves."""
+        """The results by name, for the log; the floats among them are drawn as curves."""
         return {name: average.average for name, average in self.averages.items()}
 
     def summary(self, results: dict[str, Any]) -> str:

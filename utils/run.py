@@ -1,5 +1,6 @@
 """A training run: its folder, how far it is, its checkpoints and its log."""
 
+import math
 import signal
 from argparse import Namespace
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ from utils.distributed import (
 )
 from utils.errors import UserError, reading
 from utils.logger import Log, Reporter
-from utils.metrics import Metrics
+from utils.metrics import Metrics, over_processes
 from utils.signals import Stopped
 from utils.step import TrainingStep
 
@@ -110,6 +112,7 @@ class Run:
         self.log = Log(self.folder)
         self.finite = FiniteLoss(next(self.model.parameters()).device)
         self.epoch = self.step = self.seed = 0
+        self.word: str | None = uuid4().hex  # in all checkpoints of the run and of no other; none in older files
         self.best: float | None = None  # before the first epoch is validated
         self.smooth_loss: float | None = None  # where the epoch under way began: an average that epochs hand on
         self.metrics: Metrics | None = None  # of the epoch under way
@@ -179,7 +182,7 @@ class Run:
         names = [self.names.last]
         if self.names.best:
             reached = results['val'][self.names.metric]
-            if self.best is None or reached < self.best:
+            if math.isfinite(results['val']['loss']) and (self.best is None or reached < self.best):
                 self.best = reached
                 names.append(self.names.best)
         if self.names.due(self.epoch + 1, self.args.epochs):
@@ -202,13 +205,15 @@ class Run:
             check_weights(self.model)
         inside = self.step > 0 and self.metrics is not None  # an epoch
         counts = self.metrics.state_dict() if inside else None
-        position = {'step': self.step, 'steps': self.steps, 'plan': self.plan, 'metrics': counts}
+        total = over_processes(self.metrics).state_dict() if inside else None  # for a job of another size
+        position = {'step': self.step, 'steps': self.steps, 'plan': self.plan, 'metrics': total}
         content = {
             'epoch': self.epoch,
             **asdict(self.meta),
             'state_dict': checkpoint.state_dict(self.model),
             'optimizer': self.optimizer.state_dict(),
             'scaler': self.scaler.state_dict(),
+            'run': self.word,
             'seed': self.seed,
             'position': position if inside else None,
             'smooth_loss': self.smooth_loss,
@@ -233,12 +238,11 @@ class Run:
         own = sorted(path for path in self.folder.glob('*') if self.names.include(path.name, self.args.epochs))
         if found and difference and found.path in own:
             raise UserError(f'{found.path} cannot be resumed: {difference}; give another --output')
-        goes_on = found and not difference and found.path.resolve().parent == self.folder.resolve()
-        if goes_on and not found.best:  # it has no best yet: one that is there may be of a net that was begun since
-            bests = [path for path in own if path.name == self.names.best]
-            own = [path for path in bests if checkpoint.read(path).arch != self.meta.arch]
-            goes_on = not own
-        if own and not goes_on:
+        if found and not difference and found.path.resolve().parent == self.folder.resolve():
+            self.word = found.run if own else self.word
+            telling = [path for path in own if path.name in (self.names.last, self.names.best)] or own  # to read few
+            own = [path for path in telling if not _is_of_one_run(path, found)]
+        if own:
             last = self.folder / self.names.last
             path, go_on = (last, 'go on with it (--auto-resume), or ') if last in own else (own[0], '')
             cure = f'{go_on}give this one a folder of its own, --output runs/{self.meta.arch}'
@@ -285,3 +289,14 @@ class Run:
         samples, micro_batch = self.plan['samples'], self.plan['micro-batch']
         if not 0 <= self.step * micro_batch < samples + micro_batch:
             raise UserError(f'{path}: its position is step {self.step} of an epoch of {samples} samples')
+
+
+def _is_of_one_run(path: Path, found: Checkpoint) -> bool:
+    """Whether a file is of the same run as `found`, by its word; one that cannot be read is nobody's loss."""
+    if path.samefile(found.path):
+        return True
+    try:
+        other = checkpoint.read(path)
+    except UserError:
+        return True
+    return (other.run, other.arch) == (found.run, found.arch)

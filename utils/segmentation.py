@@ -98,8 +98,8 @@ class RunningLoss(Metrics):
         self.smooth = None if value is None else torch.full_like(self.loss.last, value)
 
     def update(self, loss: Tensor, outputs: Tensor, targets: Target) -> None:
-        """Count a batch's mean loss ()."""
-        super().update(loss, outputs, targets)
+        """Count a batch by this process's part () of its loss; the mean of the parts is the loss of all."""
+        super().update(all_reduce_sum(loss.detach()) / world_size(), outputs, targets)
         before = self.loss.last if self.smooth is None else self.smooth
         self.smooth = self.decay * before + (1 - self.decay) * self.loss.last
 

@@ -5,6 +5,7 @@
 Nothing in the two loops waits for the device between printed lines, but segmentation's tests for the batch before.
 """
 
+import math
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -105,7 +106,10 @@ def evaluate(
         results = metrics.compute()
     else:
         results = mean_of_results(all_gather_object(metrics.compute()))
-    reporter.say(metrics.summary(results))
+    if math.isfinite(results['loss']):
+        reporter.say(metrics.summary(results))
+    else:
+        reporter.say('=> the loss of this test is not finite: it has no results')
     return results
 
 
@@ -170,7 +174,11 @@ class Trainer:
         self._describe(f'{len(val_set):,} test', f'{self.micro_batch} at a time')
         loader = self._eval_loader(val_set, groups, share=True)
         with SignalHandler() as stop:
-            return self._test(Evaluator(self.model, self.compute, wrap), loader, metrics, stop)
+            results = self._test(Evaluator(self.model, self.compute, wrap), loader, metrics, stop)
+        with together():
+            if not math.isfinite(results['loss']):
+                raise UserError(f'{found.path if found else self.args.pretrained} gives outputs that are not finite')
+        return results
 
     def fit(
         self,
