@@ -231,8 +231,8 @@ def test_a_file_of_another_run_in_the_folder_does_not_go_on_over_a_run(segment, 
         told = segment.error(capsys, '--train', '--exp', exp, '--epochs', 3, '--resume', last[resumed])
         assert told.startswith(f'error: {last[exp]} is of another run')
     assert {path: path.read_bytes() for path in last.values()} == before
-    (tmp_path / 'run' / 'deeplab_tiny_pascal_v3_fork_epoch3.pth').write_bytes(b'damaged')
-    segment('--train', '--exp', 'fork', '--epochs', 3, '--auto-resume')
+    last['fork'].write_bytes(b'damaged')
+    segment('--train', '--exp', 'fork', '--epochs', 3, '--resume', str(last['fork']).replace('last', 'epoch2'))
 
 
 def test_run_whose_devices_would_get_too_few_is_refused(segment, tmp_path, capsys, monkeypatch):
