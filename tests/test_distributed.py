@@ -185,22 +185,25 @@ def test_flags_of_apex_start_a_job_all_of_which_stops_if_one_process_is_told_to(
     assert lines[-1].startswith('=> SIGTERM: saved at epoch')
 
 
-def test_flags_of_apex_have_the_address_of_apex(classify, monkeypatch):
-    meet = Mock(side_effect=KeyError)
-    monkeypatch.setattr(distributed, 'rendezvous', meet)
-    with pytest.raises(KeyError):
-        classify('--world-size', 3, '--rank', 1)
-    assert meet.call_args.args == ('tcp://127.0.0.1:23456', 1, 3)
+HERE = {'MASTER_ADDR': HOST, 'MASTER_PORT': '1'}
 
 
-def test_the_numbers_that_torch_needs_make_a_job(classify, monkeypatch):
+@pytest.mark.parametrize(
+    'flags, environment, met',
+    [
+        ('--world-size 3 --rank 1', {}, ('tcp://127.0.0.1:23456', 1, 3)),  # apex's address
+        ('', HERE | {'RANK': '1', 'WORLD_SIZE': '2'}, ('env://', 1, 2)),  # all that torch needs
+        ('--dist-url tcp://x:1', {'RANK': '1', 'WORLD_SIZE': '2'}, ('tcp://x:1', 1, 2)),
+    ],
+)
+def test_what_makes_a_job_and_where_it_meets(classify, tmp_path, monkeypatch, flags, environment, met):
     meet = Mock(side_effect=KeyError)
     monkeypatch.setattr(distributed, 'rendezvous', meet)
-    for name, value in {'RANK': '1', 'WORLD_SIZE': '2', 'MASTER_ADDR': HOST, 'MASTER_PORT': '1'}.items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(KeyError):
-        classify()
-    assert meet.call_args.args == ('env://', 1, 2)
+        classify('--output', tmp_path, *flags.split())
+    assert meet.call_args.args == met
 
 
 def test_a_process_that_is_stuck_itself_ends_when_another_hangs():

@@ -158,6 +158,10 @@ def test_a_damaged_file_does_not_keep_the_others_from_being_measured(tool, data,
     with pytest.raises(UserError, match='^2 of 4 files'):
         tool(*data)
     assert measured[4:] == [damaged.name, os.path.basename(COCO)]  # once more
+    (weights / PLACES[VOC]).write_bytes(b'another')  # whose numbers are not those of before
+    with pytest.raises(UserError, match='^3 of 4 files'):
+        tool(*data)
+    assert list(record(tmp_path)) == [OTHER]
 
 
 def test_what_is_missing_is_told_in_a_line(tool, data, tmp_path, capsys):

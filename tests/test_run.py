@@ -115,7 +115,8 @@ def test_a_lack_of_memory_is_told_in_a_line(undisturbed, classify, tmp_path, mon
         told = classify.error(capsys, '--output', run, '--auto-resume', '--epochs', 3)
         assert told.startswith('error: out of memory, as 2.00 GiB more')
     monkeypatch.setattr(TinyNet, 'forward', lambda net, x: torch.empty(10**14))
-    assert 'out of memory, as 400000000000000 bytes more were needed: smaller batches' in classify.error(capsys)
+    told = classify.error(capsys, '--output', tmp_path)
+    assert 'out of memory, as 400000000000000 bytes more were needed: smaller batches' in told
 
 
 def test_what_a_net_draws_is_the_same_in_a_resumed_run(classify, tmp_path, monkeypatch):
@@ -188,10 +189,16 @@ def test_a_run_stopped_in_its_first_epoch_does_not_go_on_over_the_best_of_a_net_
     classify, small, tmp_path, stopped, capsys
 ):
     classify('--output', tmp_path, '-a', 'small', '--epochs', 1)
-    best = (tmp_path / 'model_best.pth.tar').read_bytes()
-    told = f'error: {tmp_path / "model_best.pth.tar"} is of another run: give this one a folder of its own'
-    assert classify.error(capsys, '--output', tmp_path, '--auto-resume').startswith(told)
-    assert (tmp_path / 'model_best.pth.tar').read_bytes() == best
+    best = tmp_path / 'model_best.pth.tar'
+    for old in False, True:  # from before files bore a word of their run
+        for path in (best, tmp_path / LAST) if old else ():
+            torch.save(torch.load(path, weights_only=True) | {'run': None}, path)
+        before = best.read_bytes()
+        told = f'error: {best} is of another run: give this one a folder of its own'
+        assert classify.error(capsys, '--output', tmp_path, '--auto-resume').startswith(told)
+        assert best.read_bytes() == before
+    torch.save(torch.load(best, weights_only=True) | {'arch': None}, best)
+    classify('--output', tmp_path, '--auto-resume')
 
 
 def test_an_epoch_that_was_not_tested_is_tested_in_other_batches(classify, tmp_path, monkeypatch):
@@ -232,6 +239,9 @@ def test_a_file_of_another_run_in_the_folder_does_not_go_on_over_a_run(segment, 
         assert told.startswith(f'error: {last[exp]} is of another run')
     assert {path: path.read_bytes() for path in last.values()} == before
     last['fork'].write_bytes(b'damaged')
+    told = segment.error(capsys, '--train', '--exp', 'fork', '--epochs', 2, '--resume', last['other'])
+    assert 'fork_epoch2.pth is of another run' in told
+    (tmp_path / 'run' / 'deeplab_tiny_pascal_v3_fork_epoch3.pth').symlink_to('nowhere')
     segment('--train', '--exp', 'fork', '--epochs', 3, '--resume', str(last['fork']).replace('last', 'epoch2'))
 
 

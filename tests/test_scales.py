@@ -251,10 +251,13 @@ def test_two_nets_share_a_table_and_the_nets_of_files_of_2019_are_said(stress, t
     assert '--arch is given 1 times for 2 checkpoints' in two.error(capsys, '--arch', 'ruler')
 
 
-def test_mistakes_about_factors_are_one_line_and_leave_nothing(stress, tmp_path, capsys):
+def test_mistakes_about_factors_are_one_line_and_leave_nothing(stress, tmp_path, capsys, monkeypatch):
     for factors in '0', '-1', '1,x', 'nan', 'inf', '':
         assert '--factors' in stress.error(capsys, f'--factors={factors}')
     assert 'cannot write' in stress.error(capsys, '--out', tmp_path / 'ruler.pth' / 'stress.png')
     (tmp_path / 'data' / 'val' / '1_big').rename(tmp_path / 'data' / 'val' / '1_huge')
     assert 'its classes differ: 1_big where the data has 1_huge' in stress.error(capsys)
+    (tmp_path / 'data' / 'val' / '1_huge').rename(tmp_path / 'data' / 'val' / '1_big')
+    monkeypatch.setattr(Ruler, 'forward', lambda net, x: torch.full((len(x), 2), torch.nan))
+    assert 'gives a loss that is not finite' in stress.error(capsys)
     assert not list(tmp_path.glob('out/*'))

@@ -249,10 +249,10 @@ def test_of_a_test_that_is_not_finite_no_numbers_are_reported(undisturbed, class
     saved = torch.load(undisturbed('classify').folder / LAST, weights_only=True)
     saved['state_dict']['module.fc.weight'].fill_(3e38)
     torch.save(saved, tmp_path / 'large')
-    with pytest.raises(UserError, match='large gives outputs that are not finite'):
+    with pytest.raises(UserError, match='large gives a loss that is not finite'):
         classify('--evaluate', '--resume', tmp_path / 'large')
     out = capsys.readouterr().out
-    assert '=> the loss of this test is not finite: it has no results' in out and ' * Err@1' not in out
+    assert '=> the loss of this test is not finite: its numbers mean nothing' in out and ' * Err@1' not in out
 
 
 def test_what_is_not_finite_is_told_and_not_saved(undisturbed, classify, tmp_path, capsys, monkeypatch):

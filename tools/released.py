@@ -7,7 +7,7 @@
 WEIGHTS holds files under their released names, side by side or in the authors' folders (imagenet_models, coco_models,
 pascal_models). The numbers are those that classify.py, multilabel_classify.py and segment.py print. The tables go to
 stdout and into released.md, all numbers into released.json beside it, after every net. A net that is in released.json
-is not measured again, unless its file or the data are others.
+is not measured again unless its file or the folder of the data is another: remove released.json to start anew.
 """
 
 import json
@@ -94,12 +94,13 @@ def main(args: Namespace) -> None:
             try:
                 inputs = inputs_of(name, path, args)
                 if not inputs.items() <= rows.get(name, {}).items():
+                    rows.pop(name, None)  # of another file
                     rows[name] = measure(name, path, args) | inputs
-                    write_files({table: tables(rows).encode(), record: json.dumps(rows, indent=1).encode() + b'\n'})
             except UserError as error:
                 if str(path) not in str(error):  # of the data, for instance, which the other files need too
                     raise
                 failed.append(str(error))
+            write_files({table: tables(rows).encode(), record: json.dumps(rows, indent=1).encode() + b'\n'})
             stop.check()
     print(tables(rows), end='')
     if failed:

@@ -91,6 +91,8 @@ def test(net: nn.Module, images: ImageFolder, args: Namespace, label: str) -> di
     errors = TopKError(logits.device)
     errors.update(cross_entropy(logits, labels), logits, labels)
     results = errors.compute()
+    if not math.isfinite(results['loss']):
+        raise UserError(f'{label} gives a loss that is not finite')
     ToolReporter(label).say(errors.summary(results))
     return results
 

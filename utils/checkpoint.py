@@ -97,6 +97,18 @@ def read(path: str | os.PathLike) -> Checkpoint:
     return Checkpoint(path, _without_prefix(content['state_dict']), **known, best=best)
 
 
+def run_and_arch(path: Path) -> tuple[str | None, str | None] | None:
+    """The run and the net that a checkpoint names, its tensors unread; None if it is damaged. Raises OSError."""
+    try:
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            content = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
+        return content.get('run'), content.get('arch')
+    except OSError:
+        raise
+    except Exception:  # as in `reading`, whatever damaged bytes make torch raise
+        return None
+
+
 def write(content: Mapping[str, Any], *paths: Path) -> None:
     """Write `content` to each path so that a process killed at any instant leaves the old file or the new one, whole.
 

@@ -34,7 +34,7 @@ def job(args: Namespace) -> Iterator[None]:
 
     A UserError within, or the loss of another process, is printed and ends this process at once.
     """
-    launched = {'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'} <= os.environ.keys()
+    launched = {'RANK', 'WORLD_SIZE'} <= os.environ.keys()
     world = int(os.environ['WORLD_SIZE']) if launched else args.world_size
     number = int(os.environ['RANK']) if launched else args.rank
     if world == 1:

@@ -112,7 +112,7 @@ class Run:
         self.log = Log(self.folder)
         self.finite = FiniteLoss(next(self.model.parameters()).device)
         self.epoch = self.step = self.seed = 0
-        self.word: str | None = uuid4().hex  # in all checkpoints of the run and of no other; none in older files
+        self.word: str | None = uuid4().hex  # in all its checkpoints, no other's; None: older than words
         self.best: float | None = None  # before the first epoch is validated
         self.smooth_loss: float | None = None  # where the epoch under way began: an average that epochs hand on
         self.metrics: Metrics | None = None  # of the epoch under way
@@ -235,13 +235,13 @@ class Run:
 
     def _check_folder(self, found: Checkpoint | None, difference: str | None) -> None:
         """UserError if the folder holds checkpoints that would be written over and is not what the run goes on from."""
-        own = sorted(path for path in self.folder.glob('*') if self.names.include(path.name, self.args.epochs))
+        there = sorted(path for path in self.folder.glob('*') if path.exists())
+        own = [path for path in there if self.names.include(path.name, self.args.epochs)]
         if found and difference and found.path in own:
             raise UserError(f'{found.path} cannot be resumed: {difference}; give another --output')
         if found and not difference and found.path.resolve().parent == self.folder.resolve():
             self.word = found.run if own else self.word
-            telling = [path for path in own if path.name in (self.names.last, self.names.best)] or own  # to read few
-            own = [path for path in telling if not _is_of_one_run(path, found)]
+            own = [path for path in own if _is_of_another_run(path, found)]
         if own:
             last = self.folder / self.names.last
             path, go_on = (last, 'go on with it (--auto-resume), or ') if last in own else (own[0], '')
@@ -291,12 +291,10 @@ class Run:
             raise UserError(f'{path}: its position is step {self.step} of an epoch of {samples} samples')
 
 
-def _is_of_one_run(path: Path, found: Checkpoint) -> bool:
-    """Whether a file is of the same run as `found`, by its word; one that cannot be read is nobody's loss."""
-    if path.samefile(found.path):
-        return True
-    try:
-        other = checkpoint.read(path)
-    except UserError:
-        return True
-    return (other.run, other.arch) == (found.run, found.arch)
+def _is_of_another_run(path: Path, found: Checkpoint) -> bool:
+    """Whether a file says that it is of another run or net than `found`; a damaged one says nothing."""
+    said = checkpoint.run_and_arch(path)
+    if said is None:
+        return False
+    run, arch = said
+    return run != found.run or None not in (arch, found.arch) and arch != found.arch

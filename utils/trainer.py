@@ -109,7 +109,7 @@ def evaluate(
     if math.isfinite(results['loss']):
         reporter.say(metrics.summary(results))
     else:
-        reporter.say('=> the loss of this test is not finite: it has no results')
+        reporter.say('=> the loss of this test is not finite: its numbers mean nothing')
     return results
 
 
@@ -177,7 +177,7 @@ class Trainer:
             results = self._test(Evaluator(self.model, self.compute, wrap), loader, metrics, stop)
         with together():
             if not math.isfinite(results['loss']):
-                raise UserError(f'{found.path if found else self.args.pretrained} gives outputs that are not finite')
+                raise UserError(f'{found.path if found else self.args.pretrained} gives a loss that is not finite')
         return results
 
     def fit(
