@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -97,16 +97,17 @@ def read(path: str | os.PathLike) -> Checkpoint:
     return Checkpoint(path, _without_prefix(content['state_dict']), **known, best=best)
 
 
-def run_and_arch(path: Path) -> tuple[str | None, str | None] | None:
-    """The run and the net that a checkpoint names, its tensors unread; None if it is damaged. Raises OSError."""
+def is_of_another_run(path: Path, found: Checkpoint) -> bool:
+    """Whether a file, whose tensors are not read, names another run or net than `found`; a damaged one names none."""
     try:
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             content = torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
-        return content.get('run'), content.get('arch')
-    except OSError:
+        run, arch = content.get('run'), content.get('arch')
+    except OSError:  # it may be whole
         raise
     except Exception:  # as in `reading`, whatever damaged bytes make torch raise
-        return None
+        return False
+    return run != found.run or None not in (arch, found.arch) and arch != found.arch
 
 
 def write(content: Mapping[str, Any], *paths: Path) -> None:
@@ -123,14 +124,6 @@ def write(content: Mapping[str, Any], *paths: Path) -> None:
             except (OSError, RuntimeError) as error:  # torch's zip writer turns a failed write into a RuntimeError
                 full = ' (is the disk full?)' if isinstance(error, RuntimeError) else ''
                 raise UserError(f'cannot write {path}{full}: {error}') from error
-
-
-def remove_leftovers(folder: Path, are_own: Callable[[str], bool]) -> None:
-    """Remove files of our own names that a killed process left half written; nobody may be writing them."""
-    for path in folder.glob('*.tmp'):
-        name, _, _ = path.name.removesuffix('.tmp').rpartition('.')  # between them the process's number
-        if are_own(name):
-            path.unlink(missing_ok=True)
 
 
 def state_dict(model: torch.nn.Module) -> dict[str, Tensor]:

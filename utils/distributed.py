@@ -48,8 +48,7 @@ def job(args: Namespace) -> Iterator[None]:
         with _limited(args.dist_timeout, message):
             store = _meet(args, number, world, address)
         watchdog = Watchdog(store, number, world, args.dist_timeout, message)
-        with together():
-            check_same_arguments(args)
+        check_same_arguments(args)
         yield
         watchdog.stop()
         all_gather_object(None)  # nobody ends, and is missed, before all have stopped watching
@@ -70,11 +69,12 @@ def job(args: Namespace) -> Iterator[None]:
 def check_same_arguments(args: Namespace) -> None:
     """UserError that names an argument which processes were given differently, unless each may have its own."""
     given = all_gather_object({name: str(value) for name, value in vars(args).items() if name not in OWN_ARGUMENTS})
-    for name, value in given[0].items():
-        other = next((number for number, own in enumerate(given) if own.get(name) != value), None)
-        if other is not None:
-            flag = f'--{name.replace("_", "-")}'
-            raise UserError(f'processes 0 and {other} differ in {flag}: {value} and {given[other].get(name)}')
+    with together():
+        for name, value in given[0].items():
+            other = next((number for number, own in enumerate(given) if own.get(name) != value), None)
+            if other is not None:
+                flag = f'--{name.replace("_", "-")}'
+                raise UserError(f'processes 0 and {other} differ in {flag}: {value} and {given[other].get(name)}')
 
 
 @contextmanager

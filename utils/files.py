@@ -1,7 +1,7 @@
 """Write files and folders whole or not at all; keep a folder to one run at a time."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
@@ -73,6 +73,14 @@ def written_whole(*paths: Path, sync: bool = True) -> Iterator[list[Path]]:
         for file in temporary:
             with suppress(OSError):
                 file.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, are_own: Callable[[str], bool]) -> None:
+    """Remove files of our own names that a process killed in `written_whole` left; nobody may be writing them."""
+    for path in folder.glob('*.tmp'):
+        name, _, _ = path.name.removesuffix('.tmp').rpartition('.')  # between them the process's number
+        if are_own(name):
+            path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -26,6 +26,7 @@ from utils.distributed import (
     world_size,
 )
 from utils.errors import UserError, reading
+from utils.files import remove_leftovers
 from utils.logger import Log, Reporter
 from utils.metrics import Metrics, over_processes
 from utils.signals import Stopped
@@ -129,7 +130,7 @@ class Run:
         else:
             self._start(found)
         if is_main_process():
-            checkpoint.remove_leftovers(self.folder, self._is_own)
+            remove_leftovers(self.folder, self._is_own)
             facts = {'device': device, 'from_epoch': self.epoch, 'from_step': self.step}
             self.log.start(vars(self.args), self.names.last, **facts)
 
@@ -241,7 +242,7 @@ class Run:
             raise UserError(f'{found.path} cannot be resumed: {difference}; give another --output')
         if found and not difference and found.path.resolve().parent == self.folder.resolve():
             self.word = found.run if own else self.word
-            own = [path for path in own if _is_of_another_run(path, found)]
+            own = [path for path in own if checkpoint.is_of_another_run(path, found)]
         if own:
             last = self.folder / self.names.last
             path, go_on = (last, 'go on with it (--auto-resume), or ') if last in own else (own[0], '')
@@ -289,12 +290,3 @@ class Run:
         samples, micro_batch = self.plan['samples'], self.plan['micro-batch']
         if not 0 <= self.step * micro_batch < samples + micro_batch:
             raise UserError(f'{path}: its position is step {self.step} of an epoch of {samples} samples')
-
-
-def _is_of_another_run(path: Path, found: Checkpoint) -> bool:
-    """Whether a file says that it is of another run or net than `found`; a damaged one says nothing."""
-    said = checkpoint.run_and_arch(path)
-    if said is None:
-        return False
-    run, arch = said
-    return run != found.run or None not in (arch, found.arch) and arch != found.arch
